@@ -1,0 +1,11 @@
+//! Requests and answers of the REST contract, one file per resource.
+
+pub mod actions;
+pub mod agents;
+pub mod commands;
+pub mod events;
+pub mod keys;
+pub mod ledger;
+pub mod local;
+pub mod records;
+pub mod usage;

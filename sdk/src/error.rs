@@ -1,0 +1,138 @@
+//! Stable error codes and the wire form of an error (`application/problem+json`, RFC 9457).
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        /// What went wrong, as a stable slug. Clients branch on it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum ErrorCode {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl ErrorCode {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The slug.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// The code of a slug, if this version knows it.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The body is not JSON, or not a JSON object.
+    InvalidJson = "invalid_json",
+    /// A field is missing, of the wrong type or out of range.
+    InvalidField = "invalid_field",
+    /// A query parameter is unknown in value or form.
+    InvalidQuery = "invalid_query",
+    /// A linked id does not exist or is not the caller's.
+    UnknownLink = "unknown_link",
+    /// A path's id is not one.
+    InvalidId = "invalid_id",
+    /// The request itself is malformed.
+    BadRequest = "bad_request",
+    /// Neither the request nor the price table says what the call cost.
+    UnknownModel = "unknown_model",
+    /// The wallet proof does not hold.
+    InvalidWalletProof = "invalid_wallet_proof",
+    /// A key is needed.
+    MissingKey = "missing_key",
+    /// The key is not known.
+    UnknownKey = "unknown_key",
+    /// The key was revoked.
+    RevokedKey = "revoked_key",
+    /// The operator token is needed or wrong.
+    OperatorRequired = "operator_required",
+    /// Known, but not allowed.
+    Forbidden = "forbidden",
+    /// Open access is for direct local callers.
+    OpenModeLocalOnly = "open_mode_local_only",
+    /// There is no such thing, or not for this caller.
+    NotFound = "not_found",
+    /// There is no such route.
+    NoRoute = "no_route",
+    /// The route exists, not with this method.
+    MethodNotAllowed = "method_not_allowed",
+    /// The agent was killed.
+    AgentKilled = "agent_killed",
+    /// The name is taken.
+    NameTaken = "name_taken",
+    /// The wallet belongs to another agent.
+    WalletTaken = "wallet_taken",
+    /// The transaction hash was reported before.
+    DuplicateTxHash = "duplicate_tx_hash",
+    /// The owner has as many active keys as allowed.
+    KeyLimitReached = "key_limit_reached",
+    /// The state of things does not allow this.
+    Conflict = "conflict",
+    /// The balance does not cover it.
+    InsufficientCredits = "insufficient_credits",
+    /// The idempotency key was used with another request.
+    IdempotencyKeyReused = "idempotency_key_reused",
+    /// A request with this idempotency key is still running.
+    IdempotencyInProgress = "idempotency_in_progress",
+    /// The sender's numbering does not fit what the server has: it must open a new epoch.
+    NewEpochRequired = "new_epoch_required",
+    /// Events are missing before the ones sent.
+    SequenceGap = "sequence_gap",
+    /// The body or the head is too large.
+    PayloadTooLarge = "payload_too_large",
+    /// The body is not `application/json`.
+    UnsupportedMediaType = "unsupported_media_type",
+    /// Too many requests.
+    RateLimited = "rate_limited",
+    /// The server has more to do than it can.
+    Overloaded = "overloaded",
+    /// The database cannot be reached.
+    DatabaseUnavailable = "database_unavailable",
+    /// Payments are not configured.
+    PaymentsNotConfigured = "payments_not_configured",
+    /// The vendor is not configured.
+    UpstreamNotConfigured = "upstream_not_configured",
+    /// The body did not arrive in time.
+    RequestTimeout = "request_timeout",
+    /// A fault of the server.
+    Internal = "internal",
+    /// The daemon's spool has no room for this.
+    SpoolFull = "spool_full",
+    /// The machine's disk refused the write.
+    DiskFull = "disk_full",
+}
+
+/// An error as it is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// `about:blank`-style URI of the kind of problem.
+    #[serde(rename = "type", default)]
+    pub kind: Cow<'static, str>,
+    /// The status in words.
+    #[serde(default)]
+    pub title: Cow<'static, str>,
+    /// The HTTP status.
+    #[serde(default)]
+    pub status: u16,
+    /// What happened, for people.
+    #[serde(default)]
+    pub detail: String,
+    /// A slug of [`ErrorCode`], or of a newer server.
+    #[serde(default)]
+    pub code: Cow<'static, str>,
+    /// Repeats `detail`, for older clients.
+    #[serde(default)]
+    pub error: String,
+    /// Names the request in the server's log.
+    #[serde(default)]
+    pub request_id: String,
+}
