@@ -2,13 +2,27 @@
 //!
 //! Without features this crate is pure: types, exact money, the survival tier, model routing.
 //! It never does I/O, never spawns, and reads the time only inside [`clock::SystemClock`].
-//! I/O sits behind features: `client` (REST), `link` (the durable session), `wallet`, `agent` (all in one type).
+//! I/O sits behind features: `client` (REST), `link` (the durable session), `wallet`, `agent` (all in one type),
+//! `runtime` (what both binaries share).
 
+#[cfg(feature = "agent")]
+pub mod agent;
 pub mod api;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod clock;
+#[cfg(feature = "link")]
+pub mod convert;
 pub mod error;
 pub mod ids;
 pub mod limits;
+#[cfg(feature = "link")]
+pub mod link;
 pub mod money;
 pub mod prices;
+pub mod routing;
+#[cfg(feature = "runtime")]
+pub mod runtime;
 pub mod standing;
+#[cfg(feature = "wallet")]
+pub mod wallet;
