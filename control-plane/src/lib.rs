@@ -1,1 +1,4 @@
-//! (skeleton)
+//! The Otonix control plane.
+
+pub mod error;
+pub mod store;
