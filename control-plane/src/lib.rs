@@ -1,4 +1,5 @@
 //! The Otonix control plane.
 
 pub mod error;
+pub mod net;
 pub mod store;
