@@ -60,7 +60,7 @@ async fn the_audit_finds_a_wrong_sum(store: Store) {
     server.audit();
     server.stop().await;
     server.audit();
-    server.sql("UPDATE accounts SET balance_micro = balance_micro + 1 WHERE balance_micro = 9000000").await;
+    server.sql("UPDATE agents SET credits = credits + 1 WHERE credits = 9000000").await;
     let status: ExitStatus = server.subcommand("audit").status;
     assert!(!status.success(), "one micro-USDC out of nothing is found");
 }
