@@ -272,7 +272,10 @@ async fn every_caller_gets_what_the_matrix_says(store: Store) {
                 let answer = world.call(line, caller).await.await;
                 if answer.status != wanted {
                     let said = answer.text().to_owned();
-                    wrong.push(format!("{mode} {} {} {caller:?}: {wanted}, got {said}", line.method, line.path));
+                    wrong.push(format!(
+                        "{mode} {} {} {caller:?}: {wanted}, got {said}",
+                        line.method, line.path
+                    ));
                 }
             }
             // At most twenty active keys to an owner: start afresh when the routes about keys are through.
@@ -310,13 +313,19 @@ async fn open_mode_serves_direct_local_callers_only(store: Store) {
                 let answer = world.call(line, caller).await.header(name, value).await;
                 let fine = match line.path {
                     _ if everyones => answer.status == 200,
-                    "/metrics" => matches!((caller, answer.status), (_, 401 | 403) | (Caller::Operator, 200))
-                        || name == &"host" || name == &"origin",
+                    "/metrics" => {
+                        matches!((caller, answer.status), (_, 401 | 403) | (Caller::Operator, 200))
+                            || name == &"host"
+                            || name == &"origin"
+                    }
                     _ => answer.status == 403 && answer.json()["code"] == "open_mode_local_only",
                 };
                 if !fine {
                     let said = answer.text().to_owned();
-                    wrong.push(format!("{} {} {caller:?} with {name}: {value}: {said}", line.method, line.path));
+                    wrong.push(format!(
+                        "{} {} {caller:?} with {name}: {value}: {said}",
+                        line.method, line.path
+                    ));
                 }
             }
         }

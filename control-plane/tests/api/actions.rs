@@ -60,7 +60,9 @@ async fn actions_are_counted_and_listed(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
     let other = server.agent("b").await;
-    for category in ["system", "compute", "domain", "payment", "infra", "trade", "survival", "my-own_slug.2:x"] {
+    for category in
+        ["system", "compute", "domain", "payment", "infra", "trade", "survival", "my-own_slug.2:x"]
+    {
         let body = json!({"action": category, "category": category});
         server.post(&agent.path("actions")).key(&agent.key).json(body).await.ok(201);
     }

@@ -64,11 +64,14 @@ async fn a_registration_answers_with_the_whole_agent(store: Store) {
     assert!(answer["message"].is_string());
     let agent = &answer["agent"];
     let id = agent["id"].as_str().expect("an id");
-    assert_eq!(answer["monitoring"], json!({
-        "heartbeatEndpoint": format!("POST /api/agents/{id}/heartbeat"),
-        "actionsEndpoint": format!("POST /api/agents/{id}/actions"),
-        "statusEndpoint": format!("GET /api/agents/{id}"),
-    }));
+    assert_eq!(
+        answer["monitoring"],
+        json!({
+            "heartbeatEndpoint": format!("POST /api/agents/{id}/heartbeat"),
+            "actionsEndpoint": format!("POST /api/agents/{id}/actions"),
+            "statusEndpoint": format!("GET /api/agents/{id}"),
+        })
+    );
     for field in AGENT {
         assert!(agent.get(field).is_some(), "{field}: {agent}");
     }
@@ -93,7 +96,8 @@ async fn a_registration_answers_with_the_whole_agent(store: Store) {
         assert_eq!(agent[field], value, "{field}: {agent}");
     }
     assert_eq!(agent["walletAddress"].as_str().map(str::to_lowercase).as_deref(), Some(WALLET));
-    let time = |field: &str| -> DateTime<Utc> { agent[field].as_str().expect("a time").parse().expect("a time") };
+    let time =
+        |field: &str| -> DateTime<Utc> { agent[field].as_str().expect("a time").parse().expect("a time") };
     assert_eq!(time("graceUntil") - time("createdAt"), TimeDelta::hours(24));
 }
 

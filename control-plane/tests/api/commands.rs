@@ -18,8 +18,15 @@ on_each_store!(
 );
 
 const KINDS: [&str; 9] = [
-    "restart_agent", "stop_agent", "start_agent", "set_interval", "set_model", "pause_payments", "resume_payments",
-    "sweep", "collect_diagnostics",
+    "restart_agent",
+    "stop_agent",
+    "start_agent",
+    "set_interval",
+    "set_model",
+    "pause_payments",
+    "resume_payments",
+    "sweep",
+    "collect_diagnostics",
 ];
 
 async fn order(server: &Server, agent: &Agent, body: Value) -> Value {
@@ -36,7 +43,8 @@ async fn a_command_is_queued(store: Store) {
     let made = order(&server, &agent, json!({"kind": "set_model", "args": {"model": "gpt-5"}})).await;
     assert!(made["id"].is_string());
     assert_eq!((&made["kind"], &made["status"]), (&json!("set_model"), &json!("queued")));
-    let time = |field: &str| -> DateTime<Utc> { made[field].as_str().expect("a time").parse().expect("a time") };
+    let time =
+        |field: &str| -> DateTime<Utc> { made[field].as_str().expect("a time").parse().expect("a time") };
     assert_eq!(time("expiresAt") - time("createdAt"), TimeDelta::seconds(300));
     let made = order(&server, &agent, json!({"kind": "restart_agent", "ttlSeconds": 60})).await;
     let rows = listed(&server, &agent).await;
@@ -103,7 +111,10 @@ async fn a_command_goes_down_with_the_next_events_and_ends_with_its_result(store
     };
     let ack = post(1, json!([])).await;
     let got = ack["commands"].as_array().expect("a list");
-    assert_eq!(got.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(), [good["id"].clone(), bad["id"].clone()]);
+    assert_eq!(
+        got.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(),
+        [good["id"].clone(), bad["id"].clone()]
+    );
     assert_eq!(got[0]["args"], json!({"model": "gpt-5"}));
     assert!(got[0]["expiresAt"].is_string());
 

@@ -18,7 +18,8 @@ on_each_store!(
 );
 
 async fn log(server: &Server, agent: &Agent, cost: &str) -> Answer {
-    let body = format!(r#"{{"model":"m","tokensIn":1,"tokensOut":2,"cost":{cost},"agentId":"{}"}}"#, agent.id);
+    let body =
+        format!(r#"{{"model":"m","tokensIn":1,"tokensOut":2,"cost":{cost},"agentId":"{}"}}"#, agent.id);
     server.post("/api/compute-logs").key(&agent.key).raw(body).await
 }
 
@@ -107,7 +108,10 @@ async fn a_missing_cost_comes_from_the_price_table(store: Store) {
         (json!({"model": "claude-opus-4-6", "tokensIn": 1200, "tokensOut": 350}), "0.01475"),
         (json!({"model": "claude-opus-4-6", "tokensIn": 1, "tokensOut": 0}), "0.000005"),
         (json!({"model": "gpt-5-mini", "tokensIn": 1, "tokensOut": 0}), "0.000001"),
-        (json!({"model": "claude-opus-4-6", "tokensIn": 1000, "tokensOut": 0, "tokensCached": 1000}), "0.0005"),
+        (
+            json!({"model": "claude-opus-4-6", "tokensIn": 1000, "tokensOut": 0, "tokensCached": 1000}),
+            "0.0005",
+        ),
         (json!({"model": "claude-opus-4-6", "tokensIn": 0, "tokensOut": 0, "cost": null}), "0"),
     ] {
         let answer = log(body.clone()).await;
@@ -212,8 +216,7 @@ async fn a_price_table_can_be_configured(store: Store) {
     let file = dir.path().join("prices.json");
     let prices = json!({"house-model": {"input": 2, "output": "4.5", "cached": 0.5}});
     std::fs::write(&file, prices.to_string()).expect("our directory");
-    let server =
-        Server::with(store).await.arg("--price-table", file.to_str().expect("a path")).start().await;
+    let server = Server::with(store).await.arg("--price-table", file.to_str().expect("a path")).start().await;
     let agent = server.agent("a").await;
     let body = json!({
         "model": "house-model", "tokensIn": 1_000_000, "tokensOut": 1_000_000, "agentId": agent.id,

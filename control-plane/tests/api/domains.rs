@@ -16,7 +16,16 @@ on_each_store!(
 );
 
 const FIELDS: [&str; 10] = [
-    "id", "name", "status", "registeredAt", "expiresAt", "dnsRecords", "sandboxId", "agentId", "autoRenew", "managed",
+    "id",
+    "name",
+    "status",
+    "registeredAt",
+    "expiresAt",
+    "dnsRecords",
+    "sandboxId",
+    "agentId",
+    "autoRenew",
+    "managed",
 ];
 
 fn path(domain: &Value) -> String {
@@ -46,7 +55,8 @@ async fn a_domain_is_kept_as_it_was_posted(store: Store) {
     assert_eq!(server.get(&path(&made)).await.ok(200), made);
     assert_eq!(server.get("/api/domains").await.list(), [made]);
 
-    let bare = server.post("/api/domains").json(json!({"name": "bare.example", "managed": true})).await.ok(201);
+    let bare =
+        server.post("/api/domains").json(json!({"name": "bare.example", "managed": true})).await.ok(201);
     assert_eq!((&bare["status"], &bare["managed"]), (&json!("active"), &json!(false)));
     assert_eq!((&bare["dnsRecords"], &bare["agentId"]), (&json!([]), &Value::Null));
     server.get("/api/domains/0190aaaa-0000-7000-8000-000000000000").await.refused(404, "not_found");
@@ -79,8 +89,21 @@ async fn bad_names_are_refused(store: Store) {
     let long_label = format!("{}.example", "x".repeat(64));
     let long_name = format!("{}example", "abcdefgh.".repeat(30));
     for name in [
-        "", ".", "a..b", "exa mple.com", "-a.example", "a-.example", "under_score!.example", "http://a.example",
-        "a.example/path", "a.example:80", "a\u{0}.example", "xn--\u{fffd}.example", "*.example", &long_label, &long_name,
+        "",
+        ".",
+        "a..b",
+        "exa mple.com",
+        "-a.example",
+        "a-.example",
+        "under_score!.example",
+        "http://a.example",
+        "a.example/path",
+        "a.example:80",
+        "a\u{0}.example",
+        "xn--\u{fffd}.example",
+        "*.example",
+        &long_label,
+        &long_name,
     ] {
         server.post("/api/domains").key(&key).json(json!({"name": name})).await.bad_field("name");
     }

@@ -31,7 +31,9 @@ const POSTS: [(&str, &str); 7] = [
 
 async fn unknown_routes_and_methods_are_problems(store: Store) {
     let server = Server::start(store).await;
-    for path in ["/api", "/api/", "/api/nothing", "/api/agents/a/b/c/d", "/api/%2e%2e/etc/passwd", "/api//agents"] {
+    for path in
+        ["/api", "/api/", "/api/nothing", "/api/agents/a/b/c/d", "/api/%2e%2e/etc/passwd", "/api//agents"]
+    {
         for method in ["GET", "POST", "DELETE"] {
             let answer = server.call(method, path).await;
             assert!(matches!(answer.status, 404 | 405), "{method} {path}: {}", answer.text());
@@ -88,7 +90,9 @@ async fn malformed_json_is_refused(store: Store) {
             let shown: String = body.chars().take(60).collect();
             assert_eq!(answer.status, 400, "{path} {shown}: {}", answer.text());
         }
-        for body in [&b"{\"name\":\"\xff\xfe\"}"[..], b"\xff\xfe{\x00}\x00", b"{\"name\":\"\xc3\x28\"}", b"\x00"] {
+        for body in
+            [&b"{\"name\":\"\xff\xfe\"}"[..], b"\xff\xfe{\x00}\x00", b"{\"name\":\"\xc3\x28\"}", b"\x00"]
+        {
             let answer = server.post(&path).key(&agent.key).raw(body.to_vec()).await;
             assert_eq!(answer.status, 400, "{path} {body:?}: {}", answer.text());
         }
@@ -124,12 +128,18 @@ async fn other_content_types_are_refused(store: Store) {
     let agent = server.agent("a").await;
     for (path, body) in POSTS {
         let path = path.replace("{id}", &agent.id);
-        for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "image/png"] {
+        for kind in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "image/png",
+        ] {
             let answer = server.post(&path).key(&agent.key).header("content-type", kind).bytes(body).await;
             answer.refused(415, "unsupported_media_type");
         }
     }
-    for kind in ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=\"UTF-8\""] {
+    for kind in ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=\"UTF-8\""]
+    {
         let call = server.post("/api/sandboxes").key(&agent.key).header("content-type", kind);
         call.bytes(r#"{"name":"x"}"#).await.ok(201);
     }
@@ -162,7 +172,8 @@ async fn malformed_requests_do_no_harm(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
     let host = server.addr;
-    let long_header = format!("GET /api/agents HTTP/1.1\r\nHost: {host}\r\nX-Long: {}\r\n\r\n", "x".repeat(1 << 20));
+    let long_header =
+        format!("GET /api/agents HTTP/1.1\r\nHost: {host}\r\nX-Long: {}\r\n\r\n", "x".repeat(1 << 20));
     let many_headers =
         format!("GET /api/agents HTTP/1.1\r\nHost: {host}\r\n{}\r\n", "X-A: b\r\n".repeat(20_000));
     let long_path = format!("GET /api/{} HTTP/1.1\r\nHost: {host}\r\n\r\n", "x".repeat(1 << 20));

@@ -128,7 +128,10 @@ async fn a_bad_event_never_fails_its_batch(store: Store) {
     let ack = post(&server, &agent, "e", 12, events.clone()).await.ok(200);
     assert_eq!(ack["ackedSeq"], 11, "{ack}");
     let rejected = ack["rejected"].as_array().expect("a list");
-    assert_eq!(rejected.iter().map(|row| row["seq"].as_u64()).collect::<Vec<_>>(), (2..=10).map(Some).collect::<Vec<_>>());
+    assert_eq!(
+        rejected.iter().map(|row| row["seq"].as_u64()).collect::<Vec<_>>(),
+        (2..=10).map(Some).collect::<Vec<_>>()
+    );
     for row in rejected {
         assert!(row["code"].is_string() && row["detail"].is_string(), "{row}");
     }
@@ -232,7 +235,10 @@ async fn times_far_away_break_nothing(store: Store) {
     let ack = post(&server, &agent, "e", 8, events).await.ok(200);
     assert_eq!(ack["ackedSeq"], 7, "{ack}");
     assert!(count(&server, &agent).await >= 5);
-    assert_eq!(server.all(&agent.key, &agent.path("actions?limit=1")).await.len(), count(&server, &agent).await);
+    assert_eq!(
+        server.all(&agent.key, &agent.path("actions?limit=1")).await.len(),
+        count(&server, &agent).await
+    );
 }
 
 async fn bad_batches_are_refused(store: Store) {
@@ -288,12 +294,14 @@ async fn usage_with_events_debits(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
     server.grant(&agent, "51").await;
-    let usage = |seq: u64, cost: Value| {
-        json!({"seq": seq, "id": id(seq), "usage": {"model": "m", "tokensIn": 1, "tokensOut": 1, "cost": cost}})
-    };
-    let events = vec![usage(1, json!(0.1)), usage(2, json!("0.2")), usage(3, json!(40)), usage(4, json!(0.3))];
+    let usage = |seq: u64, cost: Value| json!({"seq": seq, "id": id(seq), "usage": {"model": "m", "tokensIn": 1, "tokensOut": 1, "cost": cost}});
+    let events =
+        vec![usage(1, json!(0.1)), usage(2, json!("0.2")), usage(3, json!(40)), usage(4, json!(0.3))];
     let ack = post(&server, &agent, "e", 5, events.clone()).await.ok(200);
-    assert_eq!((&ack["standing"]["credits"], &ack["standing"]["survivalTier"]), (&json!(10.4), &json!("conservation")));
+    assert_eq!(
+        (&ack["standing"]["credits"], &ack["standing"]["survivalTier"]),
+        (&json!(10.4), &json!("conservation"))
+    );
     post(&server, &agent, "e", 5, events).await.ok(200);
     let answer = server.get(&agent.path("")).key(&agent.key).await;
     assert_eq!(answer.source("credits"), "10.4");

@@ -25,7 +25,10 @@ async fn a_grant_adds_credits(store: Store) {
     assert_eq!(granted["survivalTier"], "conservation");
     let answer = grant(json!("0.000001")).await;
     answer.ok(201);
-    assert_eq!((answer.source("credited").as_str(), answer.source("credits").as_str()), ("0.000001", "10.500001"));
+    assert_eq!(
+        (answer.source("credited").as_str(), answer.source("credits").as_str()),
+        ("0.000001", "10.500001")
+    );
     let shown = server.look(&agent).await;
     assert_eq!((&shown["funded"], &shown["survivalTier"]), (&json!(true), &json!("conservation")));
     assert!(shown.get("graceUntil").is_none_or(Value::is_null) || shown["funded"] == true);
@@ -61,12 +64,16 @@ async fn amounts_are_exact_and_in_bounds(store: Store) {
         let body = format!(r#"{{"amount":{amount},"reason":"x"}}"#);
         server.as_operator("POST", &agent.path("grant")).raw(body).await
     };
-    for bad in ["0", "-1", "0.0000001", "10000000.000001", "1e8", "1e400", "\"\"", "\"1e1\"", "null", "[1]", "true"] {
+    for bad in
+        ["0", "-1", "0.0000001", "10000000.000001", "1e8", "1e400", "\"\"", "\"1e1\"", "null", "[1]", "true"]
+    {
         grant(bad).await.bad_field("amount");
     }
     let without = server.as_operator("POST", &agent.path("grant")).json(json!({"reason": "x"})).await;
     without.bad_field("amount");
-    for bad in [json!({"amount": 1}), json!({"amount": 1, "reason": 5}), json!({"amount": 1, "reason": "a\u{0}"})] {
+    for bad in
+        [json!({"amount": 1}), json!({"amount": 1, "reason": 5}), json!({"amount": 1, "reason": "a\u{0}"})]
+    {
         server.as_operator("POST", &agent.path("grant")).json(bad).await.bad_field("reason");
     }
     assert_eq!(server.look(&agent).await["credits"], 0);

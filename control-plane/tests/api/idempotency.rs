@@ -40,7 +40,8 @@ async fn a_repeat_gets_the_stored_answer(store: Store) {
 async fn another_body_is_a_conflict(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
-    let post = |body: &str| server.post(&agent.path("actions")).key(&agent.key).once("k").raw(body.to_owned());
+    let post =
+        |body: &str| server.post(&agent.path("actions")).key(&agent.key).once("k").raw(body.to_owned());
     post(r#"{"action":"one","category":"system"}"#).await.ok(201);
     post(r#"{"action":"two","category":"system"}"#).await.refused(409, "idempotency_key_reused");
     post(r#"{"action":"one","category":"trade"}"#).await.refused(409, "idempotency_key_reused");
@@ -50,7 +51,8 @@ async fn another_body_is_a_conflict(store: Store) {
 
 async fn secrets_are_left_out_of_a_repeat(store: Store) {
     let server = Server::start(store).await;
-    let generate = || server.as_operator("POST", "/api/keys/generate").once("new key").json(json!({"name": "x"}));
+    let generate =
+        || server.as_operator("POST", "/api/keys/generate").once("new key").json(json!({"name": "x"}));
     let first = generate().await.ok(201);
     let again = generate().await;
     let repeat = again.ok(201);
@@ -61,7 +63,11 @@ async fn secrets_are_left_out_of_a_repeat(store: Store) {
     assert!(first.get("secretShown").is_none_or(|shown| shown != true), "{first}");
 
     let register = || {
-        server.post("/api/agents/register").header("x-api-key", secret).once("new agent").json(json!({"name": "w"}))
+        server
+            .post("/api/agents/register")
+            .header("x-api-key", secret)
+            .once("new agent")
+            .json(json!({"name": "w"}))
     };
     let first = register().await.ok(201);
     let private = first["walletPrivateKey"].as_str().expect("shown once").trim_start_matches("0x").to_owned();
@@ -84,7 +90,9 @@ async fn keys_are_scoped_by_principal_method_path_and_query(store: Store) {
         server.post(&a.path("actions?other=query")).key(&a.key),
         server.post(&b.path("actions")).key(&b.key),
     ] {
-        ids.push(call.once("same").json(body.clone()).await.ok(201)["id"].as_str().expect("an id").to_owned());
+        ids.push(
+            call.once("same").json(body.clone()).await.ok(201)["id"].as_str().expect("an id").to_owned(),
+        );
     }
     let body = json!({"name": "x"});
     for call in [
@@ -93,7 +101,9 @@ async fn keys_are_scoped_by_principal_method_path_and_query(store: Store) {
         server.post("/api/sandboxes").key(&b.key),
         server.as_operator("POST", "/api/sandboxes"),
     ] {
-        ids.push(call.once("same").json(body.clone()).await.ok(201)["id"].as_str().expect("an id").to_owned());
+        ids.push(
+            call.once("same").json(body.clone()).await.ok(201)["id"].as_str().expect("an id").to_owned(),
+        );
     }
     ids.sort();
     ids.dedup();
@@ -104,8 +114,7 @@ async fn a_stored_answer_survives_a_crash(store: Store) {
     let mut server = Server::start(store).await;
     let agent = server.agent("a").await;
     let body = json!({"amount": 5, "reason": "once"});
-    let first =
-        server.as_operator("POST", &agent.path("grant")).once("grant 1").json(body.clone()).await;
+    let first = server.as_operator("POST", &agent.path("grant")).once("grant 1").json(body.clone()).await;
     first.ok(201);
     server.crash().await;
     let again = server.as_operator("POST", &agent.path("grant")).once("grant 1").json(body).await;
@@ -159,7 +168,8 @@ async fn final_refusals_are_stored_and_passing_ones_are_not(store: Store) {
     let body = json!({"domain": "a.example"});
     let first = server.post("/api/vercel/register").key(&key).once("v").json(body.clone()).await;
     assert_eq!(first.status, 503, "{}", first.text());
-    let again = server.post("/api/vercel/register").key(&key).once("v").json(json!({"domain": "b.example"})).await;
+    let again =
+        server.post("/api/vercel/register").key(&key).once("v").json(json!({"domain": "b.example"})).await;
     assert_eq!(again.status, 503, "nothing was stored: {}", again.text());
 }
 
@@ -183,7 +193,10 @@ async fn every_post_takes_one(store: Store) {
     let agent = server.agent("a").await;
     let posts = [
         ("/api/keys/generate".to_owned(), json!({"name": "x"})),
-        ("/api/agents/register".to_owned(), json!({"name": "x", "walletAddress": format!("0x{}", "1".repeat(40))})),
+        (
+            "/api/agents/register".to_owned(),
+            json!({"name": "x", "walletAddress": format!("0x{}", "1".repeat(40))}),
+        ),
         (agent.path("heartbeat"), json!({})),
         (agent.path("actions"), json!({"action": "x", "category": "system"})),
         ("/api/sandboxes".to_owned(), json!({"name": "x"})),
@@ -191,9 +204,12 @@ async fn every_post_takes_one(store: Store) {
         ("/api/compute-logs".to_owned(), json!({"model": "m", "tokensIn": 1, "tokensOut": 1, "cost": 1})),
         ("/api/transactions".to_owned(), json!({"type": "debit", "amount": 1})),
         (agent.path("commands"), json!({"kind": "restart_agent"})),
-        (agent.path("events"), json!({"epoch": "e", "nextSeq": 2, "events": [
-            {"seq": 1, "id": "0190aaaa-0000-7000-8000-000000000001", "action": {"action": "x", "category": "system"}},
-        ]})),
+        (
+            agent.path("events"),
+            json!({"epoch": "e", "nextSeq": 2, "events": [
+                {"seq": 1, "id": "0190aaaa-0000-7000-8000-000000000001", "action": {"action": "x", "category": "system"}},
+            ]}),
+        ),
     ];
     for (path, body) in &posts {
         let post = || server.post(path).key(&agent.key).once("the same").json(body.clone());

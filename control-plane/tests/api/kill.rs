@@ -16,7 +16,8 @@ async fn a_killed_agent_stays_dead(store: Store) {
     let mut server = Server::start(store).await;
     let agent = server.agent("a").await;
     server.grant(&agent, "100").await;
-    let killed = server.as_operator("POST", &agent.path("kill")).json(json!({"reason": "test"})).await.ok(200);
+    let killed =
+        server.as_operator("POST", &agent.path("kill")).json(json!({"reason": "test"})).await.ok(200);
     assert_eq!(killed, json!({"killed": 1}));
     for _ in 0..2 {
         let shown = server.look(&agent).await;

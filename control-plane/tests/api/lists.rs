@@ -103,7 +103,9 @@ async fn limits_and_cursors_are_checked(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
     server.act(&agent, "one").await;
-    for query in ["limit=abc", "limit=-1", "limit=1.5", "limit=", "limit=99999999999999999999", "cursor=nonsense"] {
+    for query in
+        ["limit=abc", "limit=-1", "limit=1.5", "limit=", "limit=99999999999999999999", "cursor=nonsense"]
+    {
         let answer = server.get(&format!("/api/agents?{query}")).key(&agent.key).await;
         assert_eq!(answer.status, 400, "{query}: {}", answer.text());
     }

@@ -43,7 +43,8 @@ async fn a_silent_agent_becomes_inactive_once_and_active_by_its_next_beat(store:
     let told = actions.iter().filter(|row| row.to_string().contains("inactive")).count();
     assert_eq!(told, 1, "one action: {actions:?}");
     server.beat(&agent).await;
-    until_true("it is active", Duration::from_secs(3), async || status(&server, &agent).await == "active").await;
+    until_true("it is active", Duration::from_secs(3), async || status(&server, &agent).await == "active")
+        .await;
 }
 
 async fn the_servers_own_silence_is_not_the_agents(store: Store) {

@@ -114,7 +114,8 @@ async fn after_any_history_standing_is_its_function(store: Store) {
         let shown = server.look(&agent).await;
         assert_eq!(money(&shown["credits"]), balance);
         let grace = shown["graceUntil"].as_str().and_then(|text| text.parse().ok());
-        let tier = standing(MicroUsd::from_micros(balance), funded, grace, Utc::now(), &Thresholds::default());
+        let tier =
+            standing(MicroUsd::from_micros(balance), funded, grace, Utc::now(), &Thresholds::default());
         assert_eq!(shown["survivalTier"], tier.as_str(), "step {step}: {shown}");
         assert_eq!(shown["status"] == "terminated", tier.as_str() == "terminated", "step {step}: {shown}");
         assert_eq!(shown["funded"], funded);
@@ -128,7 +129,8 @@ async fn one_name_registered_by_many_at_once_is_one_agent(store: Store) {
     let server = Server::start(store).await;
     let key = server.key("k").await;
     let wallet = "0x2a18000000000000000000000000000000000461";
-    let register = || server.post("/api/agents/register").key(&key).json(json!({"name": "x", "walletAddress": wallet}));
+    let register =
+        || server.post("/api/agents/register").key(&key).json(json!({"name": "x", "walletAddress": wallet}));
     let statuses = together((0..30).map(|_| register()).collect()).await;
     assert_eq!(statuses, [201; 30]);
     let mine = server.get("/api/agents").key(&key).await.list();
@@ -159,9 +161,7 @@ async fn events_of_two_senders_at_once_count_once(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
     server.grant(&agent, "100").await;
-    let usage = |seq: u64| {
-        json!({"seq": seq, "id": super::events::id(seq), "usage": {"model": "m", "tokensIn": 1, "cost": 0.01}})
-    };
+    let usage = |seq: u64| json!({"seq": seq, "id": super::events::id(seq), "usage": {"model": "m", "tokensIn": 1, "cost": 0.01}});
     let body = json!({"epoch": "e", "nextSeq": 201, "events": (1..=200).map(usage).collect::<Vec<_>>()});
     let post = || server.post(&agent.path("events")).key(&agent.key).json(body.clone());
     let statuses = together((0..10).map(|_| post()).collect()).await;

@@ -71,7 +71,9 @@ async fn a_revocation_holds_on_the_other_within_a_second() {
     let again = Link::try_open(&two, Some(&agent.key.secret), hello(&agent)).await;
     let refused = match again {
         Err(status) => status.code() == tonic::Code::Unauthenticated,
-        Ok(mut link) => link.ended().await.iter().any(|reason| reason == "unauthenticated" || reason == "revoked"),
+        Ok(mut link) => {
+            link.ended().await.iter().any(|reason| reason == "unauthenticated" || reason == "revoked")
+        }
     };
     assert!(refused);
 }
@@ -122,7 +124,8 @@ async fn events_count_once_over_both() {
     for round in 0..6 {
         let server = if round % 2 == 0 { &one } else { &two };
         let first = round * 10 + 1;
-        let (mut link, welcome) = Link::open(server, &agent, Hello { next_seq: first, ..hello(&agent) }).await;
+        let (mut link, welcome) =
+            Link::open(server, &agent, Hello { next_seq: first, ..hello(&agent) }).await;
         assert_eq!(welcome.acked_seq, first - 1, "round {round}");
         // The last of the round before is sent again.
         let from = first.saturating_sub(5).max(1);
@@ -166,7 +169,11 @@ async fn workers_run_once() {
         let body = json!({"name": format!("q{n}"), "heartbeatInterval": 5,
                           "walletAddress": "0x2a18000000000000000000000000000000000461"});
         let agent = one.register_with(&key, body).await;
-        if n % 2 == 0 { one.beat(&agent).await } else { two.beat(&agent).await };
+        if n % 2 == 0 {
+            one.beat(&agent).await
+        } else {
+            two.beat(&agent).await
+        };
         agents.push(agent);
     }
     until_true("all are inactive", Duration::from_secs(45), async || {

@@ -13,7 +13,18 @@ on_each_store!(
 );
 
 const FIELDS: [&str; 13] = [
-    "id", "name", "status", "os", "cpu", "memory", "disk", "region", "ipAddress", "ports", "agentId", "managed",
+    "id",
+    "name",
+    "status",
+    "os",
+    "cpu",
+    "memory",
+    "disk",
+    "region",
+    "ipAddress",
+    "ports",
+    "agentId",
+    "managed",
     "createdAt",
 ];
 

@@ -8,7 +8,14 @@ on_each_store!(a_stranger_sees_sanitised_rows, an_owner_sees_its_rows_in_full);
 
 const WALLET: &str = "0x2a18fedcba9876543210fedcba9876543210461d";
 const SECRETS: [&str; 8] = [
-    "fedcba9876543210", "FEDCBA9876543210", "45.67.89", "89.10", "2001:db8:7777", "8888", "the secret plan", "10.9.8.7",
+    "fedcba9876543210",
+    "FEDCBA9876543210",
+    "45.67.89",
+    "89.10",
+    "2001:db8:7777",
+    "8888",
+    "the secret plan",
+    "10.9.8.7",
 ];
 
 async fn filled(store: Store) -> (Server, crate::support::Agent) {

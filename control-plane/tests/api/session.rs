@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use otonix_proto::v1::{Action, CommandResult, Event, Hello, Lost, Payment, TierEffect, Up, Usage, down, event, up};
+use otonix_proto::v1::{
+    Action, CommandResult, Event, Hello, Lost, Payment, TierEffect, Up, Usage, down, event, up,
+};
 use serde_json::{Value, json};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
@@ -105,7 +107,9 @@ async fn without_a_good_key_there_is_no_session(store: Store) {
         let stranger = server.key("s").await;
         let revoked = server.key_of(&agent.key, "r").await;
         server.revoke(&revoked).await;
-        for key in [None, Some(""), Some("nonsense"), Some(Key::unknown().secret.as_str()), Some(&revoked.secret)] {
+        for key in
+            [None, Some(""), Some("nonsense"), Some(Key::unknown().secret.as_str()), Some(&revoked.secret)]
+        {
             let reasons = refusal(&server, key, hello(&agent)).await;
             assert_eq!(reasons, ["unauthenticated"], "{key:?}");
         }
@@ -113,7 +117,11 @@ async fn without_a_good_key_there_is_no_session(store: Store) {
         let fine = reasons.iter().any(|reason| reason == "not_found" || reason == "NotFound");
         assert!(fine, "another owner's agent: {reasons:?}");
         let nobody = Hello { agent_id: event_id(9), ..hello(&agent) };
-        assert_eq!(refusal(&server, Some(&agent.key.secret), nobody).await, reasons, "as if it did not exist");
+        assert_eq!(
+            refusal(&server, Some(&agent.key.secret), nobody).await,
+            reasons,
+            "as if it did not exist"
+        );
     }
 }
 
@@ -156,7 +164,10 @@ async fn events_are_acked_after_they_are_stored(store: Store) {
         assert_eq!((ack.seq, ack.resend_from, ack.rejected.len()), (seq, 0, 0));
         let rows = rows(&server, &agent).await;
         assert_eq!(rows.len() as u64, seq);
-        assert_eq!((&rows[0]["id"], &rows[0]["action"]), (&json!(event_id(seq)), &json!(format!("did {seq}"))));
+        assert_eq!(
+            (&rows[0]["id"], &rows[0]["action"]),
+            (&json!(event_id(seq)), &json!(format!("did {seq}")))
+        );
     }
     for seq in 4..=50 {
         link.event(action(seq)).await;
@@ -236,8 +247,16 @@ async fn every_kind_of_event_is_taken(store: Store) {
             tx_hash: format!("0x{}", "ab".repeat(32)),
             ..Payment::default()
         }),
-        event::Body::TierEffect(TierEffect { tier: "critical".to_owned(), effect: "stopped".to_owned(), ..Default::default() }),
-        event::Body::CommandResult(CommandResult { command_id: event_id(77), ok: true, ..Default::default() }),
+        event::Body::TierEffect(TierEffect {
+            tier: "critical".to_owned(),
+            effect: "stopped".to_owned(),
+            ..Default::default()
+        }),
+        event::Body::CommandResult(CommandResult {
+            command_id: event_id(77),
+            ok: true,
+            ..Default::default()
+        }),
         event::Body::Lost(Lost { reason: "checksum".to_owned() }),
     ];
     for (seq, body) in (1..).zip(bodies) {
@@ -247,7 +266,10 @@ async fn every_kind_of_event_is_taken(store: Store) {
     assert_eq!(ack.rejected, [], "{ack:?}");
     let found = rows(&server, &agent).await;
     let row = found.iter().find(|row| row["id"] == event_id(1).as_str()).expect("the action");
-    assert_eq!((&row["action"], &row["status"], &row["autonomous"]), (&json!("naïve 🦀"), &json!("failed"), &json!(false)));
+    assert_eq!(
+        (&row["action"], &row["status"], &row["autonomous"]),
+        (&json!("naïve 🦀"), &json!("failed"), &json!(false))
+    );
     let logs = server.get("/api/compute-logs").key(&agent.key).await;
     assert_eq!(logs.list()[0]["cost"], 0.00525);
     server.audit();
@@ -268,7 +290,10 @@ async fn a_bad_event_is_rejected_and_the_rest_goes_on(store: Store) {
         act(4, &"x".repeat(5000), "system"),
         usage(5, -1),
         usage(6, i64::MAX),
-        event_of(7, event::Body::Usage(Usage { model: "nobody's".to_owned(), tokens_in: 1, ..Usage::default() })),
+        event_of(
+            7,
+            event::Body::Usage(Usage { model: "nobody's".to_owned(), tokens_in: 1, ..Usage::default() }),
+        ),
         Event { body: None, ..action(8) },
         Event { id: "nonsense".to_owned(), ..action(9) },
         event_of(10, event::Body::TierEffect(TierEffect { tier: "purple".to_owned(), ..Default::default() })),
@@ -365,7 +390,8 @@ async fn the_newest_session_wins(store: Store) {
 async fn a_revocation_ends_the_session_within_a_second(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
-    let sister = Agent { key: server.key_of(&agent.key, "sister").await, ..server.register(&agent.key, "b").await };
+    let sister =
+        Agent { key: server.key_of(&agent.key, "sister").await, ..server.register(&agent.key, "b").await };
     let (mut ends, _) = Link::open(&server, &agent, hello(&agent)).await;
     let (mut stays, _) = Link::open(&server, &sister, hello(&sister)).await;
     server.revoke(&agent.key).await;
@@ -396,7 +422,10 @@ async fn commands_go_down_and_their_results_up(store: Store) {
     let body = json!({"kind": "set_model", "args": {"model": "gpt-5", "n": 1}, "ttlSeconds": 60});
     let made = server.post(&agent.path("commands")).key(&agent.key).json(body).await.ok(201);
     let command = link.command().await;
-    assert_eq!((command.id.as_str(), command.kind.as_str()), (made["id"].as_str().expect("an id"), "set_model"));
+    assert_eq!(
+        (command.id.as_str(), command.kind.as_str()),
+        (made["id"].as_str().expect("an id"), "set_model")
+    );
     let args: Value = serde_json::from_str(&command.args).expect("JSON");
     assert_eq!(args, json!({"model": "gpt-5", "n": 1}));
     assert!(command.expires_at.is_some_and(|at| at.seconds > chrono::Utc::now().timestamp()));
@@ -476,7 +505,11 @@ async fn acked_events_survive_a_crash(store: Store) {
     for round in 0..4 {
         let hello = Hello { next_seq: next.max(acked + 1), ..hello(&agent) };
         let (mut link, welcome) = Link::open(&server, &agent, hello).await;
-        assert!(welcome.acked_seq >= acked, "round {round}: acked {acked}, welcomed with {}", welcome.acked_seq);
+        assert!(
+            welcome.acked_seq >= acked,
+            "round {round}: acked {acked}, welcomed with {}",
+            welcome.acked_seq
+        );
         acked = welcome.acked_seq;
         next = acked + 401;
         for chunk in (acked + 1..next).collect::<Vec<_>>().chunks(20) {
@@ -608,7 +641,8 @@ async fn many_streams_share_a_connection(store: Store) {
     let mut links = Vec::new();
     for n in 0..20 {
         let agent = server.register(&key, &format!("a{n}")).await;
-        let link = Link::try_open_on(channel.clone(), Some(&key.secret), hello(&agent)).await.expect("let in");
+        let link =
+            Link::try_open_on(channel.clone(), Some(&key.secret), hello(&agent)).await.expect("let in");
         links.push((agent, link));
     }
     for (_, link) in &links {

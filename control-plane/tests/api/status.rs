@@ -21,7 +21,8 @@ async fn health_and_readiness_are_for_anyone(store: Store) {
         let server = Server::with(store).await.arg("--mode", mode).start().await;
         for path in ["/healthz", "/readyz"] {
             assert_eq!(server.get(path).await.status, 200, "{mode} {path}");
-            let proxied = server.get(path).header("x-forwarded-for", "203.0.113.9").header("x-api-key", "wrong");
+            let proxied =
+                server.get(path).header("x-forwarded-for", "203.0.113.9").header("x-api-key", "wrong");
             assert_eq!(proxied.await.status, 200, "{mode} {path}");
         }
     }

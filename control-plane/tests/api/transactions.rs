@@ -15,8 +15,18 @@ on_each_store!(
 );
 
 const FIELDS: [&str; 12] = [
-    "id", "type", "amount", "currency", "description", "status", "fromAddress", "toAddress", "txHash", "metadata",
-    "agentId", "createdAt",
+    "id",
+    "type",
+    "amount",
+    "currency",
+    "description",
+    "status",
+    "fromAddress",
+    "toAddress",
+    "txHash",
+    "metadata",
+    "agentId",
+    "createdAt",
 ];
 const HASH: &str = "0xABCDEF0000000000000000000000000000000000000000000000000000000001";
 
@@ -97,16 +107,29 @@ async fn amounts_are_exact_and_in_bounds(store: Store) {
         let body = format!(r#"{{"type":"debit","amount":{amount}}}"#);
         server.post("/api/transactions").key(&key).raw(body).await
     };
-    for (sent, stored) in
-        [("10000000", "10000000"), ("1e7", "10000000"), ("1e-06", "0.000001"), ("\"7.10\"", "7.1"), ("0.1", "0.1")]
-    {
+    for (sent, stored) in [
+        ("10000000", "10000000"),
+        ("1e7", "10000000"),
+        ("1e-06", "0.000001"),
+        ("\"7.10\"", "7.1"),
+        ("0.1", "0.1"),
+    ] {
         let answer = post(sent).await;
         answer.ok(201);
         assert_eq!(answer.source("amount"), stored, "{sent}");
     }
-    for amount in
-        ["0", "-1", "0.0000001", "0.30000000000000004", "10000000.000001", "1e8", "\"1e2\"", "\"\"", "null", "true"]
-    {
+    for amount in [
+        "0",
+        "-1",
+        "0.0000001",
+        "0.30000000000000004",
+        "10000000.000001",
+        "1e8",
+        "\"1e2\"",
+        "\"\"",
+        "null",
+        "true",
+    ] {
         post(amount).await.bad_field("amount");
     }
 }

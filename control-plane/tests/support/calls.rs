@@ -16,13 +16,18 @@ pub struct Key {
 impl Key {
     /// From the answer that shows it.
     pub fn from_answer(answer: &Value) -> Self {
-        let text = |field: &str| answer[field].as_str().unwrap_or_else(|| panic!("no {field}: {answer}")).to_owned();
+        let text =
+            |field: &str| answer[field].as_str().unwrap_or_else(|| panic!("no {field}: {answer}")).to_owned();
         Self { id: text("id"), secret: text("key"), owner: text("ownerId") }
     }
 
     /// One that nobody has.
     pub fn unknown() -> Self {
-        Self { id: String::new(), secret: format!("otonix_{}", "0123456789abcdef".repeat(3)), owner: String::new() }
+        Self {
+            id: String::new(),
+            secret: format!("otonix_{}", "0123456789abcdef".repeat(3)),
+            owner: String::new(),
+        }
     }
 }
 
@@ -36,7 +41,11 @@ pub struct Agent {
 impl Agent {
     /// A path under this agent: `agent.path("heartbeat")`.
     pub fn path(&self, rest: &str) -> String {
-        if rest.is_empty() { format!("/api/agents/{}", self.id) } else { format!("/api/agents/{}/{rest}", self.id) }
+        if rest.is_empty() {
+            format!("/api/agents/{}", self.id)
+        } else {
+            format!("/api/agents/{}/{rest}", self.id)
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -45,8 +45,8 @@ pub struct Cluster {
     durability: Durability,
     user: Option<(u32, u32)>,
     postgres: Mutex<Option<Child>>,
-    /// Closed with us; the watchdog then ends what is left and removes the directory.
-    _watchdog: ChildStdin,
+    /// Ends what is left and removes the directory when its input closes, that is with us.
+    watchdog: Child,
 }
 
 impl Cluster {
@@ -79,7 +79,7 @@ impl Cluster {
             durability,
             user,
             postgres: Mutex::new(None),
-            _watchdog: watchdog,
+            watchdog,
         };
         cluster.run();
         cluster
@@ -126,7 +126,8 @@ impl Cluster {
             "shared_buffers=64MB".to_owned(),
         ];
         if self.durability == Durability::None {
-            settings.extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned));
+            settings
+                .extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned));
         }
         for setting in settings {
             command.arg("-c").arg(setting);
@@ -168,6 +169,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill();
+        drop(self.watchdog.stdin.take());
+        let _nothing_to_say = self.watchdog.wait();
     }
 }
 
@@ -204,9 +207,9 @@ impl Database {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("otonix_test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         run_sql(admin, &format!("CREATE DATABASE {name}")).await;
-        let (server, query) = admin.split_once('?').map_or((admin, String::new()), |(server, query)| {
-            (server, format!("?{query}"))
-        });
+        let (server, query) = admin
+            .split_once('?')
+            .map_or((admin, String::new()), |(server, query)| (server, format!("?{query}")));
         let host = match server.trim_end_matches('/').rsplit_once('/') {
             Some((host, _)) if !host.ends_with('/') => host,
             _ => server.trim_end_matches('/'),
@@ -223,7 +226,8 @@ impl Drop for Postgres {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async move {
                 if let Ok(mut connection) = PgConnection::connect(&admin).await {
-                    let _gone_already = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await;
+                    let _gone_already =
+                        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await;
                 }
             });
         });
@@ -233,7 +237,10 @@ impl Drop for Postgres {
 
 async fn run_sql(url: &str, sql: &str) {
     let mut connection = PgConnection::connect(url).await.expect("PostgreSQL accepts us");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect("the statement runs");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
+        .execute(&mut connection)
+        .await
+        .expect("the statement runs");
     connection.close().await.expect("it closes");
 }
 
@@ -279,7 +286,7 @@ fn as_user(program: &Path, user: Option<(u32, u32)>) -> Command {
 }
 
 /// Waits for the end of its input, that is of this process, then ends PostgreSQL and removes its directory.
-fn watchdog(dir: &Path, user: Option<(u32, u32)>) -> ChildStdin {
+fn watchdog(dir: &Path, user: Option<(u32, u32)>) -> Child {
     let mut script = String::from("trap '' INT TERM HUP QUIT\ncat >/dev/null\n");
     let _infallible = write!(
         script,
@@ -291,7 +298,7 @@ fn watchdog(dir: &Path, user: Option<(u32, u32)>) -> ChildStdin {
          rm -rf {dir}\n",
         dir = dir.display()
     );
-    let mut child = as_user(Path::new("/bin/sh"), user)
+    as_user(Path::new("/bin/sh"), user)
         .arg("-c")
         .arg(script)
         .current_dir("/")
@@ -300,8 +307,7 @@ fn watchdog(dir: &Path, user: Option<(u32, u32)>) -> ChildStdin {
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()
-        .expect("there is a shell");
-    child.stdin.take().expect("asked for")
+        .expect("there is a shell")
 }
 
 fn free_port() -> u16 {

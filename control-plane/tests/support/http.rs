@@ -191,7 +191,9 @@ impl Answer {
 
     /// The source text of a field: money is compared as written.
     pub fn source(&self, field: &str) -> String {
-        sources(&self.body).remove(field).unwrap_or_else(|| panic!("{}: no {field}: {}", self.what, self.text()))
+        sources(&self.body)
+            .remove(field)
+            .unwrap_or_else(|| panic!("{}: no {field}: {}", self.what, self.text()))
     }
 
     /// The path of the next page, if there is one.

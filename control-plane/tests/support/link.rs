@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use otonix_proto::v1::agent_link_client::AgentLinkClient;
-use otonix_proto::v1::{Ack, Action, Command, Down, Event, Events, GoAway, Heartbeat, Hello, Standing, Up, Usage};
+use otonix_proto::v1::{
+    Ack, Action, Command, Down, Event, Events, GoAway, Heartbeat, Hello, Standing, Up, Usage,
+};
 use otonix_proto::v1::{Pong, Welcome, down, event, up};
 use prost_types::Timestamp;
 use tokio::sync::mpsc;

@@ -131,7 +131,9 @@ impl Server {
         self.child = Some(command.spawn().expect("the server's program is built"));
         let deadline = Instant::now() + START;
         loop {
-            if let Some(addr) = fs::read_to_string(&listen_file).ok().and_then(|text| text.trim().parse().ok()) {
+            if let Some(addr) =
+                fs::read_to_string(&listen_file).ok().and_then(|text| text.trim().parse().ok())
+            {
                 self.addr = addr;
                 let ready = Call::new(addr, "GET", "/readyz").attempt().await;
                 if ready.is_ok_and(|answer| answer.status == 200) {
@@ -206,7 +208,12 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
             if let Some(status) = self.exited() {
-                assert!(status.success(), "ended with {status} (signal {:?}): {}", status.signal(), self.log());
+                assert!(
+                    status.success(),
+                    "ended with {status} (signal {:?}): {}",
+                    status.signal(),
+                    self.log()
+                );
                 break;
             }
             assert!(Instant::now() < deadline, "did not stop in time: {}", self.log());
@@ -256,7 +263,8 @@ impl Server {
     /// Runs `audit`, which must find every sum right.
     pub fn audit(&self) {
         let output = self.subcommand("audit");
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "audit: {said}");
     }
 
@@ -266,7 +274,8 @@ impl Server {
         match &self.options.database {
             Database::Sqlite => {
                 let file = self.sqlite_file();
-                let options = SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(10));
+                let options =
+                    SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(10));
                 let mut connection = SqliteConnection::connect_with(&options).await.expect("the file opens");
                 connection.execute(statement).await.expect("the statement runs").rows_affected()
             }
