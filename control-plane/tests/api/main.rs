@@ -9,6 +9,7 @@ mod actions;
 mod agents;
 mod commands;
 mod compute;
+mod configuration;
 mod domains;
 mod errors;
 mod events;

@@ -12,8 +12,6 @@ on_each_store!(
     payments_say_that_they_are_not_configured,
     vendors_say_that_they_are_not_configured,
     the_server_stops_cleanly_and_loses_nothing,
-    configuration_errors_end_the_start,
-    other_addresses_are_guarded,
 );
 
 async fn health_and_readiness_are_for_anyone(store: Store) {
@@ -162,35 +160,4 @@ async fn the_server_stops_cleanly_and_loses_nothing(store: Store) {
     let kept = server.look(&agent).await["totalActions"].as_u64().expect("a count");
     assert!(kept >= done, "{kept} of {done} acknowledged");
     assert_eq!(server.all(&agent.key, &agent.path("actions?limit=1000")).await.len() as u64, kept);
-}
-
-async fn configuration_errors_end_the_start(store: Store) {
-    let mut server = Server::start(store).await;
-    server.stop().await;
-    assert!(server.subcommand("migrate").status.success());
-    assert!(server.subcommand("check-config").status.success());
-    let refused = |args: &[&str]| {
-        let output = server.run_with(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success(), "{args:?}");
-        assert!(!said.trim().is_empty(), "{args:?}: says why");
-        assert!(!said.contains("panicked"), "{args:?}: {said}");
-    };
-    for args in [
-        &["check-config", "--tiers", "1/10/50"][..],
-        &["check-config", "--mode", "ajar"],
-        &["check-config", "--listen", "nowhere"],
-        &["serve", "--listen", "0.0.0.0:0", "--mode", "open"],
-        &["serve", "--no-such-flag"],
-    ] {
-        refused(args);
-    }
-}
-
-async fn other_addresses_are_guarded(store: Store) {
-    let server = Server::with(store).await.listen("0.0.0.0:0").start().await;
-    server.post("/api/keys/generate").json(json!({"name": "x"})).await.refused(401, "missing_key");
-    server.get("/api/keys").await.refused(401, "missing_key");
-    let key = server.key("k").await;
-    assert_eq!(server.get("/api/keys").key(&key).await.list().len(), 1);
 }

@@ -72,15 +72,8 @@ impl Cluster {
             .output()
             .expect("initdb runs");
         assert!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
-        let cluster = Self {
-            programs,
-            port: free_port(),
-            dir,
-            durability,
-            user,
-            postgres: Mutex::new(None),
-            watchdog,
-        };
+        let cluster =
+            Self { programs, port: free_port(), dir, durability, user, postgres: Mutex::new(None), watchdog };
         cluster.run();
         cluster
     }

@@ -26,6 +26,7 @@ const START: Duration = Duration::from_secs(60);
 pub struct Options {
     database: Database,
     args: Vec<String>,
+    env: Vec<(String, String)>,
     listen: String,
     dir: Option<Arc<TempDir>>,
     operator: Option<String>,
@@ -35,6 +36,18 @@ impl Options {
     /// With a flag more.
     pub fn arg(mut self, flag: &str, value: &str) -> Self {
         self.args.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// With a variable in its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Whose operator token is known beforehand.
+    pub fn operator(mut self, token: &str) -> Self {
+        self.operator = Some(token.to_owned());
         self
     }
 
@@ -88,7 +101,14 @@ impl Server {
 
     /// Options for one on a database.
     pub fn on(database: Database) -> Options {
-        Options { database, args: Vec::new(), listen: "127.0.0.1:0".to_owned(), dir: None, operator: None }
+        Options {
+            database,
+            args: Vec::new(),
+            env: Vec::new(),
+            listen: "127.0.0.1:0".to_owned(),
+            dir: None,
+            operator: None,
+        }
     }
 
     /// A second server on the same database, with a data directory of its own.
@@ -127,6 +147,7 @@ impl Server {
         self.place(&mut command);
         command.args(["--listen", &self.options.listen, "--log-format", "human"]);
         command.args(&self.options.args);
+        command.envs(self.options.env.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone().expect("a file")).stderr(log);
         self.child = Some(command.spawn().expect("the server's program is built"));
         let deadline = Instant::now() + START;
