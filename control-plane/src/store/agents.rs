@@ -231,6 +231,21 @@ pub async fn write_beats(tx: &mut Tx, beats: &[(Uuid, DateTime<Utc>)]) -> Result
     Ok(())
 }
 
+/// Which of some agents are inactive.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn inactive_among(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+    const PG: &str = "SELECT id FROM agents WHERE id = ANY($1) AND status = 'inactive'";
+    const LITE: &str = "SELECT id FROM agents WHERE id IN (SELECT unhex(value) FROM json_each($1)) \
+        AND status = 'inactive'";
+    Ok(match &mut tx.conn {
+        Conn::Postgres(c) => sqlx::query_scalar(PG).bind(ids).fetch_all(c).await?,
+        Conn::Sqlite(c) => sqlx::query_scalar(LITE).bind(ids_json(ids)).fetch_all(c).await?,
+        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => Vec::new(),
+    })
+}
+
 /// A new agent.
 #[derive(Debug, Clone)]
 pub struct NewAgent {
