@@ -182,6 +182,7 @@ async fn run(options: Options) -> Result<Value, Failure> {
     }
     let connect_secs = connecting.elapsed().as_secs_f64();
     let peak = stats.connected();
+    eprintln!("connected {peak} of {connections} in {connect_secs:.2} s");
     let measured = measure(&options, &stats, &watched, &sending).await;
     Ok(report(&options, &stats, before, &measured, (prepared_secs, connect_secs, peak)))
 }
