@@ -347,7 +347,9 @@ fn report(
 ) -> Value {
     let server_cpu = measured.end.server_cpu - measured.start.server_cpu;
     let database_cpu = measured.end.database_cpu - measured.start.database_cpu;
-    let per_event = |cpu: f64| (measured.acked > 0).then(|| cpu * 1e6 / measured.acked as f64);
+    // A server that was killed in between has no figures.
+    let whole = measured.acked > 0 && measured.end.server_rss > 0 && server_cpu >= 0.0;
+    let per_event = |cpu: f64| whole.then(|| cpu * 1e6 / measured.acked as f64);
     let grown = measured.start.server_rss.saturating_sub(before.server_rss);
     let server = options.pid.map(|_| {
         json!({
@@ -357,7 +359,7 @@ fn report(
             "cpu_us_per_event": per_event(server_cpu + database_cpu),
             "server_us_per_event": per_event(server_cpu),
             "database_us_per_event": per_event(database_cpu),
-            "cpu_share": (server_cpu + database_cpu) / measured.seconds,
+            "cpu_share": whole.then(|| (server_cpu + database_cpu) / measured.seconds),
         })
     });
     json!({
