@@ -3,7 +3,13 @@
 //! What is recorded is on disk before the caller hears of it, and reaches the server exactly once, whatever
 //! happens to the machine, the network or the server in between. This module never decides what an agent may do.
 
+mod cursor;
+pub mod reader;
+mod recovery;
+mod segment;
+pub mod spool;
 mod standing;
+mod writer;
 
 use std::fmt;
 
