@@ -71,6 +71,11 @@ impl Reader {
         }
     }
 
+    /// Another reader at the same place.
+    pub(crate) fn again(&self) -> Self {
+        Self::new(Arc::clone(&self.shared), self.next)
+    }
+
     /// The bytes between here and the end lie in the segment already open and are few: reading them now
     /// does not wait for a disk.
     pub fn is_warm(&self, few: u64) -> bool {
