@@ -23,6 +23,7 @@ pub mod prices;
 pub mod routing;
 #[cfg(feature = "runtime")]
 pub mod runtime;
+pub mod secret;
 pub mod standing;
 #[cfg(feature = "wallet")]
 pub mod wallet;
