@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use otonix_sdk::agent::Transport;
+use otonix_sdk::client::ServerUrl;
 use otonix_sdk::ids::AgentId;
 use otonix_sdk::limits;
 use otonix_sdk::standing::SurvivalTier;
@@ -316,7 +317,8 @@ impl Config {
         if self.agent.command.as_ref().is_some_and(CommandLine::is_empty) {
             bail!("`agent.command` must not be empty");
         }
-        check_server(&self.link.server)
+        check_server(&self.link.server)?;
+        Ok(())
     }
 }
 
@@ -324,20 +326,8 @@ impl Config {
 ///
 /// # Errors
 /// A sentence that says what it must be.
-pub fn check_server(server: &str) -> anyhow::Result<()> {
-    let uri: http::Uri = server.parse().with_context(|| format!("`{server}` is not an address"))?;
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let loopback = host == "localhost"
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    let plain = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
-        && uri.query().is_none();
-    match uri.scheme_str() {
-        _ if host.is_empty() || !plain => bail!("`{server}` is not the address of a control plane"),
-        Some("https") => Ok(()),
-        Some("http") if loopback => Ok(()),
-        Some("http") => bail!("`{server}` would send the API key unencrypted; use https"),
-        _ => bail!("`{server}` must begin with https://"),
-    }
+pub fn check_server(server: &str) -> anyhow::Result<ServerUrl> {
+    ServerUrl::parse(server).map_err(|why| anyhow::anyhow!("the server's address `{server}` {why}"))
 }
 
 #[cfg(test)]
@@ -411,7 +401,7 @@ mod tests {
             ("[pay]\nmax_day = 1.5", "max_day"),
             ("[pay]\nmax_day = '-1'", "max_day"),
             ("[link]\nheartbeat_interval = 4", "heartbeat_interval"),
-            ("[link]\nserver = 'http://example.com'", "unencrypted"),
+            ("[link]\nserver = 'http://example.com'", "https"),
             ("[agent]\ncommand = []", "command"),
             ("[agent]\nrestart = 'sometimes'", "restart"),
         ] {

@@ -18,11 +18,6 @@ impl Refusal {
     pub fn new(status: StatusCode, code: ErrorCode, detail: impl Into<String>) -> Self {
         Self { status, code, detail: detail.into() }
     }
-
-    /// 400 that names a field.
-    pub fn invalid(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidField, detail)
-    }
 }
 
 impl From<RecordError> for Refusal {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::{End, Output, ProcessState, STARTED_AFTER, Supervisor, Wanted, exec, leftover};
@@ -68,17 +69,13 @@ impl Supervisor {
             let stalls_at = self.launch.progress_timeout.map(|timeout| {
                 (*self.progress.borrow_and_update()).max(life.began) + timeout
             });
-            let unwanted = |wanted: &Wanted| {
-                !wanted.run || wanted.finish.is_some() || wanted.generation != generation
-            };
             tokio::select! {
                 exit = life.child.wait() => {
                     self.end(life, true, self.launch.stop_grace).await;
                     return exit.map_or(End::Stopped, End::Exited);
                 }
-                wanted = self.wanted.wait_for(unwanted) => {
-                    let grace = wanted.ok().and_then(|wanted| wanted.finish);
-                    let grace = grace.unwrap_or(self.launch.stop_grace).min(self.launch.stop_grace);
+                finish = unwanted(&mut self.wanted, generation) => {
+                    let grace = finish.unwrap_or(self.launch.stop_grace).min(self.launch.stop_grace);
                     self.end(life, false, grace).await;
                     return End::Stopped;
                 }
@@ -107,14 +104,13 @@ impl Supervisor {
     /// SIGTERM, the grace, SIGKILL: to the process and all it has started.
     async fn end(&mut self, life: &mut Life, mut reaped: bool, grace: Duration) {
         let deadline = Instant::now() + grace;
-        let force = |wanted: &Wanted| wanted.force;
         self.signal_all(life, reaped, Signal::TERM);
         while !(reaped && self.remains(life).is_empty()) {
             tokio::select! {
                 _ = life.child.wait(), if !reaped => reaped = true,
                 () = sleep(LOOK_AGAIN), if reaped => {}
                 () = tokio::time::sleep_until(deadline) => break,
-                _ = self.wanted.wait_for(force) => break,
+                () = forced(&mut self.wanted) => break,
             }
         }
         let give_up = Instant::now() + KILL_WAIT;
@@ -129,6 +125,8 @@ impl Supervisor {
     }
 
     fn signal_all(&self, life: &Life, reaped: bool, signal: Signal) {
+        // Looked up first: the children of a dead process are no longer known as its own.
+        let remains = self.remains(life);
         if !reaped {
             // Until it has made its own group, it is reached by its pid alone.
             let grouped = Pid::from_raw(life.pid).is_some_and(|pid| kill_process_group(pid, signal).is_ok());
@@ -136,7 +134,7 @@ impl Supervisor {
                 process_tree::signal(life.pid, signal);
             }
         }
-        for process in self.remains(life) {
+        for process in remains {
             if reaped || process.group != life.pid {
                 process_tree::signal(process.pid, signal);
             }
@@ -166,6 +164,17 @@ impl Supervisor {
             .copied()
             .collect()
     }
+}
+
+/// Waits until the process should not run any more, or afresh; returns the time left when all is to end.
+pub(super) async fn unwanted(wanted: &mut watch::Receiver<Wanted>, generation: u64) -> Option<Duration> {
+    let other = |wanted: &Wanted| !wanted.run || wanted.finish.is_some() || wanted.generation != generation;
+    wanted.wait_for(other).await.ok().and_then(|wanted| wanted.finish)
+}
+
+async fn forced(wanted: &mut watch::Receiver<Wanted>) {
+    // When nobody is left to ask for anything, nothing is waited for either.
+    let _ = wanted.wait_for(|wanted| wanted.force).await;
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -135,7 +135,7 @@ pub struct ProcessStatus {
 }
 
 /// The environment of the next start; asked each time, since tier and model change.
-pub type Environment = Box<dyn Fn() -> Vec<(String, String)> + Send>;
+pub type Environment = Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>;
 
 /// Owns the agent's process.
 pub struct Supervisor {
@@ -161,22 +161,20 @@ enum End {
 }
 
 impl Supervisor {
-    /// A supervisor and what it tells.
-    pub fn new(
+    /// A supervisor that follows `wanted` and tells `status`.
+    pub const fn new(
         launch: Launch,
         environment: Environment,
         wanted: watch::Receiver<Wanted>,
         progress: watch::Receiver<Instant>,
-    ) -> (Self, watch::Receiver<ProcessStatus>) {
-        let (status, statuses) = watch::channel(ProcessStatus {
-            state: ProcessState::Stopped,
-            ..ProcessStatus::default()
-        });
-        (Self { launch, environment, wanted, progress, status }, statuses)
+        status: watch::Sender<ProcessStatus>,
+    ) -> Self {
+        Self { launch, environment, wanted, progress, status }
     }
 
     /// Runs until [`Wanted::finish`]; when it returns, the process and all it started have ended.
     pub async fn run(mut self) {
+        self.set(|status| status.state = ProcessState::Stopped);
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             if wanted.finish.is_some() {
@@ -249,16 +247,9 @@ impl Supervisor {
 
     /// Waits out the pause, unless something else is wanted meanwhile.
     async fn rest(&mut self, pause: Duration, generation: u64) {
-        let other = |wanted: &Wanted| {
-            !wanted.run || wanted.finish.is_some() || wanted.generation != generation
-        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            changed = self.wanted.wait_for(other) => {
-                if changed.is_err() {
-                    return;
-                }
-            }
+            _ = attend::unwanted(&mut self.wanted, generation) => {}
         }
         if self.wanted.borrow().generation != generation {
             self.set(|status| status.failures = 0);
