@@ -1,1 +1,5 @@
-//! (skeleton)
+//! The Otonix control plane.
+
+pub mod error;
+pub mod net;
+pub mod store;

@@ -1,0 +1,502 @@
+//! Agents: what is cached of each, and the whole row.
+
+use chrono::{DateTime, Utc};
+use otonix_sdk::api::agents::Agent;
+use otonix_sdk::ids::{AgentId, KeyId, OwnerId};
+use otonix_sdk::money::MicroUsd;
+use otonix_sdk::standing::{AgentStatus, SurvivalTier, Thresholds, standing};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use crate::store::sql::{hex_id, ids_json, json, name, time_text};
+use crate::store::writer::Tx;
+use crate::store::{Conn, StoreError, on};
+
+/// The part of an agent that decisions are made from; small, so that it can be cached for whole fleets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentState {
+    pub id: AgentId,
+    pub owner: OwnerId,
+    pub api_key: Option<KeyId>,
+    pub credits: MicroUsd,
+    pub funded: bool,
+    pub grace_until: Option<DateTime<Utc>>,
+    pub tier: SurvivalTier,
+    pub status: AgentStatus,
+    /// Effective, seconds.
+    pub interval: u32,
+    pub killed: bool,
+    pub version: i64,
+    pub session: Option<Uuid>,
+    pub last_heartbeat: Option<DateTime<Utc>>,
+}
+
+
+#[derive(FromRow)]
+pub(super) struct StateRow {
+    id: Uuid,
+    owner_id: Uuid,
+    api_key_id: Option<Uuid>,
+    credits: i64,
+    funded: bool,
+    grace_until: Option<DateTime<Utc>>,
+    survival_tier: String,
+    status: String,
+    heartbeat_interval: i64,
+    interval_override: Option<i64>,
+    killed_at: Option<DateTime<Utc>>,
+    version: i64,
+    session_id: Option<Uuid>,
+    last_heartbeat: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<StateRow> for AgentState {
+    type Error = StoreError;
+
+    fn try_from(row: StateRow) -> Result<Self, StoreError> {
+        let interval = row.interval_override.unwrap_or(row.heartbeat_interval);
+        Ok(Self {
+            id: AgentId::from(row.id),
+            owner: OwnerId::from(row.owner_id),
+            api_key: row.api_key_id.map(KeyId::from),
+            credits: MicroUsd::from_micros(row.credits),
+            funded: row.funded,
+            grace_until: row.grace_until,
+            tier: name("agents", "survival_tier", &row.survival_tier)?,
+            status: name("agents", "status", &row.status)?,
+            interval: u32::try_from(interval)
+                .map_err(|_| StoreError::Corrupt { table: "agents", column: "heartbeat_interval" })?,
+            killed: row.killed_at.is_some(),
+            version: row.version,
+            session: row.session_id,
+            last_heartbeat: row.last_heartbeat,
+        })
+    }
+}
+
+impl AgentState {
+    /// Puts tier and status where they belong at a time; tells whether anything changed.
+    pub fn settle(&mut self, now: DateTime<Utc>, thresholds: &Thresholds) -> bool {
+        let tier = if self.killed {
+            SurvivalTier::Terminated
+        } else {
+            standing(self.credits, self.funded, self.grace_until, now, thresholds)
+        };
+        let status = match (tier, self.status) {
+            (SurvivalTier::Terminated, _) => AgentStatus::Terminated,
+            // Revived: active from its next heartbeat on.
+            (_, AgentStatus::Terminated) => AgentStatus::Inactive,
+            (_, status) => status,
+        };
+        let changed = (tier, status) != (self.tier, self.status);
+        (self.tier, self.status) = (tier, status);
+        changed
+    }
+}
+
+pub(super) fn states(rows: Vec<StateRow>) -> Result<Vec<AgentState>, StoreError> {
+    rows.into_iter().map(AgentState::try_from).collect()
+}
+
+/// The cached part of some agents.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn states_of(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<AgentState>, StoreError> {
+    states(select_states(conn, ids, false).await?)
+}
+
+/// The same, locked until the transaction ends, in the order of their ids so that writers cannot deadlock.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn lock_states(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<AgentState>, StoreError> {
+    states(select_states(&mut tx.conn, ids, true).await?)
+}
+
+/// One agent, locked until the transaction ends.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn lock_state(tx: &mut Tx, id: Uuid) -> Result<Option<AgentState>, StoreError> {
+    Ok(lock_states(tx, &[id]).await?.pop())
+}
+
+async fn select_states(conn: &mut Conn, ids: &[Uuid], lock: bool) -> Result<Vec<StateRow>, StoreError> {
+    const PG: &str = "SELECT id, owner_id, api_key_id, credits, funded, grace_until, survival_tier, status, \
+        heartbeat_interval, interval_override, killed_at, version, session_id, last_heartbeat \
+        FROM agents WHERE id = ANY($1)";
+    const PG_LOCK: &str = "SELECT id, owner_id, api_key_id, credits, funded, grace_until, survival_tier, status, \
+        heartbeat_interval, interval_override, killed_at, version, session_id, last_heartbeat \
+        FROM agents WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+    const LITE: &str = "SELECT id, owner_id, api_key_id, credits, funded, grace_until, survival_tier, status, \
+        heartbeat_interval, interval_override, killed_at, version, session_id, last_heartbeat \
+        FROM agents WHERE id IN (SELECT unhex(value) FROM json_each($1))";
+    Ok(match conn {
+        Conn::Postgres(c) => {
+            sqlx::query_as(if lock { PG_LOCK } else { PG }).bind(ids).fetch_all(c).await?
+        }
+        Conn::PostgresPooled(c) => {
+            sqlx::query_as(if lock { PG_LOCK } else { PG }).bind(ids).fetch_all(&mut **c).await?
+        }
+        Conn::Sqlite(c) => sqlx::query_as(LITE).bind(ids_json(ids)).fetch_all(c).await?,
+        Conn::SqlitePooled(c) => sqlx::query_as(LITE).bind(ids_json(ids)).fetch_all(&mut **c).await?,
+    })
+}
+
+/// Writes what [`AgentState`] says of locked agents, and adds to their action counts; raises their versions.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn write_states(tx: &mut Tx, changes: &mut [(AgentState, i64)]) -> Result<(), StoreError> {
+    const PG: &str = "UPDATE agents a SET credits = c.credits, funded = c.funded, survival_tier = c.tier, \
+        status = c.status, total_actions = a.total_actions + c.actions, session_id = c.session, version = c.version \
+        FROM UNNEST($1::uuid[], $2::bigint[], $3::boolean[], $4::text[], $5::text[], $6::bigint[], $7::uuid[], \
+        $8::bigint[]) AS c(id, credits, funded, tier, status, actions, session, version) WHERE a.id = c.id";
+    const LITE: &str = "UPDATE agents SET credits = c.value->>1, funded = c.value->>2, survival_tier = c.value->>3, \
+        status = c.value->>4, total_actions = total_actions + (c.value->>5), session_id = unhex(c.value->>6), \
+        version = c.value->>7 FROM json_each($1) c WHERE agents.id = unhex(c.value->>0)";
+    if changes.is_empty() {
+        return Ok(());
+    }
+    for (state, _) in changes.iter_mut() {
+        state.version += 1;
+    }
+    match &mut tx.conn {
+        Conn::Postgres(c) => {
+            sqlx::query(PG)
+                .bind(changes.iter().map(|(s, _)| s.id.uuid()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|(s, _)| s.credits.micros()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|(s, _)| s.funded).collect::<Vec<_>>())
+                .bind(changes.iter().map(|(s, _)| s.tier.as_str()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|(s, _)| s.status.as_str()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|(_, actions)| *actions).collect::<Vec<_>>())
+                .bind(changes.iter().map(|(s, _)| s.session).collect::<Vec<_>>())
+                .bind(changes.iter().map(|(s, _)| s.version).collect::<Vec<_>>())
+                .execute(c)
+                .await?;
+        }
+        Conn::Sqlite(c) => {
+            let rows: Vec<_> = changes
+                .iter()
+                .map(|(s, actions)| {
+                    let session = s.session.map(hex_id);
+                    (
+                        hex_id(s.id.uuid()),
+                        s.credits.micros(),
+                        i64::from(s.funded),
+                        s.tier.as_str(),
+                        s.status.as_str(),
+                        actions,
+                        session,
+                        s.version,
+                    )
+                })
+                .collect();
+            sqlx::query(LITE).bind(json(&rows)).execute(c).await?;
+        }
+        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => {}
+    }
+    tx.changed.extend(changes.iter().map(|(state, _)| *state));
+    Ok(())
+}
+
+/// Notes when agents were last heard, and that those that were inactive are active again.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn write_beats(tx: &mut Tx, beats: &[(Uuid, DateTime<Utc>)]) -> Result<(), StoreError> {
+    const PG_LOCK: &str = "SELECT count(*) FROM (SELECT 1 FROM agents WHERE id = ANY($1) ORDER BY id \
+        FOR NO KEY UPDATE) l";
+    const PG: &str = "UPDATE agents a SET last_heartbeat = b.at FROM UNNEST($1::uuid[], $2::timestamptz[]) \
+        AS b(id, at) WHERE a.id = b.id";
+    const LITE: &str = "UPDATE agents SET last_heartbeat = b.value->>1 FROM json_each($1) b \
+        WHERE agents.id = unhex(b.value->>0)";
+    match &mut tx.conn {
+        Conn::Postgres(c) => {
+            let ids: Vec<Uuid> = beats.iter().map(|(id, _)| *id).collect();
+            sqlx::query(PG_LOCK).bind(&ids).execute(&mut *c).await?;
+            sqlx::query(PG)
+                .bind(&ids)
+                .bind(beats.iter().map(|(_, at)| *at).collect::<Vec<_>>())
+                .execute(&mut *c)
+                .await?;
+        }
+        Conn::Sqlite(c) => {
+            let rows: Vec<_> = beats.iter().map(|(id, at)| (hex_id(*id), time_text(*at))).collect();
+            sqlx::query(LITE).bind(json(&rows)).execute(&mut *c).await?;
+        }
+        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => {}
+    }
+    Ok(())
+}
+
+/// A new agent.
+#[derive(Debug, Clone)]
+pub struct NewAgent {
+    pub id: Uuid,
+    pub name: String,
+    pub tier: SurvivalTier,
+    pub status: AgentStatus,
+    pub wallet_address: Option<String>,
+    pub wallet_proven: bool,
+    pub genesis_prompt: Option<String>,
+    pub model: String,
+    pub heartbeat_interval: u32,
+    pub api_key: Option<Uuid>,
+    pub owner: Uuid,
+    pub vps_ip: Option<String>,
+    pub vps_ip_sent: bool,
+    pub parent: Option<Uuid>,
+    pub grace_until: Option<DateTime<Utc>>,
+}
+
+/// Inserts an agent.
+///
+/// # Errors
+/// [`StoreError::Taken`] when its proven wallet belongs to another.
+pub async fn insert(tx: &mut Tx, agent: &NewAgent) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO agents (id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
+        genesis_prompt, model, heartbeat_interval, api_key_id, owner_id, vps_ip, vps_ip_sent, total_actions, \
+        children_count, parent_id, funded, grace_until, version, created_at) \
+        VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8, $9, $10, $11, $12, $13, 0, 0, $14, $15, $16, 1, $17)";
+    let at = tx.at;
+    on!(&mut tx.conn, |c| {
+        sqlx::query(SQL)
+            .bind(agent.id)
+            .bind(&agent.name)
+            .bind(agent.status.as_str())
+            .bind(agent.tier.as_str())
+            .bind(&agent.wallet_address)
+            .bind(agent.wallet_proven)
+            .bind(&agent.genesis_prompt)
+            .bind(&agent.model)
+            .bind(i64::from(agent.heartbeat_interval))
+            .bind(agent.api_key)
+            .bind(agent.owner)
+            .bind(&agent.vps_ip)
+            .bind(agent.vps_ip_sent)
+            .bind(agent.parent)
+            .bind(false)
+            .bind(agent.grace_until)
+            .bind(at)
+            .execute(c)
+            .await?;
+    });
+    Ok(())
+}
+
+/// An agent of this owner and name, with what identifies it further.
+#[derive(Debug, Clone, FromRow)]
+pub struct Namesake {
+    pub id: Uuid,
+    pub vps_ip: Option<String>,
+    pub vps_ip_sent: bool,
+    pub wallet_address: Option<String>,
+    pub wallet_proven: bool,
+    pub api_key_id: Option<Uuid>,
+}
+
+/// The living agents of an owner with a name, oldest first.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn namesakes(tx: &mut Tx, owner: Uuid, name: &str) -> Result<Vec<Namesake>, StoreError> {
+    const SQL: &str = "SELECT id, vps_ip, vps_ip_sent, wallet_address, wallet_proven, api_key_id FROM agents \
+        WHERE owner_id = $1 AND name = $2 ORDER BY created_at, id LIMIT 1000";
+    Ok(on!(&mut tx.conn, |c| sqlx::query_as(SQL).bind(owner).bind(name).fetch_all(c).await?))
+}
+
+/// What a repeated registration may change.
+#[derive(Debug, Clone, Default)]
+pub struct Refresh {
+    pub model: Option<String>,
+    pub heartbeat_interval: Option<u32>,
+    pub vps_ip: Option<String>,
+    pub api_key: Option<Uuid>,
+    /// The agent's own address was shown to be its.
+    pub prove_wallet: bool,
+}
+
+/// Applies a repeated registration.
+///
+/// # Errors
+/// [`StoreError::Taken`] when the proven wallet belongs to another.
+pub async fn refresh(tx: &mut Tx, id: Uuid, change: &Refresh) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE agents SET model = COALESCE($2, model), \
+        heartbeat_interval = COALESCE($3, heartbeat_interval), vps_ip = COALESCE($4, vps_ip), \
+        vps_ip_sent = (vps_ip_sent OR $5), api_key_id = COALESCE($6, api_key_id), \
+        wallet_proven = (wallet_proven OR $7), version = version + 1 WHERE id = $1";
+    on!(&mut tx.conn, |c| {
+        sqlx::query(SQL)
+            .bind(id)
+            .bind(&change.model)
+            .bind(change.heartbeat_interval.map(i64::from))
+            .bind(&change.vps_ip)
+            .bind(change.vps_ip.is_some())
+            .bind(change.api_key)
+            .bind(change.prove_wallet)
+            .execute(c)
+            .await?;
+    });
+    Ok(())
+}
+
+/// Sets or clears the interval that a command asked for.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn override_interval(tx: &mut Tx, id: Uuid, secs: Option<u32>) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE agents SET interval_override = $2, version = version + 1 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(secs.map(i64::from)).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+/// Sets the model that a command asked for.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn set_model(tx: &mut Tx, id: Uuid, model: &str) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE agents SET model = $2, version = version + 1 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(model).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+/// Marks an agent killed.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn mark_killed(tx: &mut Tx, id: Uuid, reason: &str) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE agents SET killed_at = $2, kill_reason = $3 WHERE id = $1";
+    let at = tx.at;
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(at).bind(reason).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+/// The children of some agents.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn children(tx: &mut Tx, parents: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+    const PG: &str = "SELECT id FROM agents WHERE parent_id = ANY($1) ORDER BY id";
+    const LITE: &str =
+        "SELECT id FROM agents WHERE parent_id IN (SELECT unhex(value) FROM json_each($1)) ORDER BY id";
+    Ok(match &mut tx.conn {
+        Conn::Postgres(c) => sqlx::query_scalar(PG).bind(parents).fetch_all(c).await?,
+        Conn::Sqlite(c) => sqlx::query_scalar(LITE).bind(ids_json(parents)).fetch_all(c).await?,
+        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => Vec::new(),
+    })
+}
+
+/// Active agents after an id, for the liveness sweep.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn active_after(conn: &mut Conn, after: Uuid, limit: i64) -> Result<Vec<Heard>, StoreError> {
+    const SQL: &str = "SELECT id, last_heartbeat, created_at, COALESCE(interval_override, heartbeat_interval) \
+        AS interval_secs FROM agents WHERE id > $1 AND status = 'active' ORDER BY id LIMIT $2";
+    Ok(on!(conn, |c| sqlx::query_as(SQL).bind(after).bind(limit).fetch_all(c).await?))
+}
+
+/// When an active agent was last heard.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub struct Heard {
+    pub id: Uuid,
+    pub last_heartbeat: Option<DateTime<Utc>>,
+    pub created_at: DateTime<Utc>,
+    pub interval_secs: i64,
+}
+
+/// Agents whose grace is over and who were never funded.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn grace_over(conn: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<Vec<Uuid>, StoreError> {
+    const SQL: &str = "SELECT id FROM agents WHERE NOT funded AND survival_tier <> 'terminated' \
+        AND grace_until <= $1 ORDER BY grace_until LIMIT $2";
+    Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(now).bind(limit).fetch_all(c).await?))
+}
+
+/// Agents linked to keys of an owner that has no active key left for them.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn without_key(tx: &mut Tx, owner: Uuid) -> Result<Vec<Uuid>, StoreError> {
+    const SQL: &str = "SELECT a.id FROM agents a WHERE a.owner_id = $1 AND a.status = 'active' AND NOT EXISTS \
+        (SELECT 1 FROM api_keys k WHERE k.owner_id = $1 AND k.status = 'active' \
+        AND (k.kind = 'owner' OR k.agent_id = a.id)) ORDER BY a.id";
+    Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(owner).fetch_all(c).await?))
+}
+
+#[derive(FromRow)]
+pub(super) struct AgentRow {
+    pub(super) id: Uuid,
+    name: String,
+    status: String,
+    survival_tier: String,
+    credits: i64,
+    wallet_address: Option<String>,
+    wallet_proven: bool,
+    genesis_prompt: Option<String>,
+    model: String,
+    heartbeat_interval: i64,
+    last_heartbeat: Option<DateTime<Utc>>,
+    api_key_id: Option<Uuid>,
+    owner_id: Uuid,
+    vps_ip: Option<String>,
+    total_actions: i64,
+    children_count: i64,
+    parent_id: Option<Uuid>,
+    funded: bool,
+    grace_until: Option<DateTime<Utc>>,
+    killed_at: Option<DateTime<Utc>>,
+    pub(super) created_at: DateTime<Utc>,
+}
+
+pub(super) const AGENT_COLUMNS: &str = "id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
+    genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, total_actions, \
+    children_count, parent_id, funded, grace_until, killed_at, created_at";
+
+impl TryFrom<AgentRow> for Agent {
+    type Error = StoreError;
+
+    fn try_from(row: AgentRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: AgentId::from(row.id),
+            name: row.name,
+            status: name("agents", "status", &row.status)?,
+            survival_tier: name("agents", "survival_tier", &row.survival_tier)?,
+            credits: MicroUsd::from_micros(row.credits),
+            wallet_address: row.wallet_address,
+            wallet_proven: row.wallet_proven,
+            genesis_prompt: Some(row.genesis_prompt),
+            model: row.model,
+            heartbeat_interval: u32::try_from(row.heartbeat_interval).unwrap_or(u32::MAX),
+            last_heartbeat: row.last_heartbeat,
+            api_key_id: row.api_key_id.map(KeyId::from),
+            owner_id: OwnerId::from(row.owner_id),
+            vps_ip: row.vps_ip,
+            total_actions: row.total_actions,
+            actions_count: row.total_actions,
+            children_count: row.children_count,
+            parent_id: row.parent_id.map(AgentId::from),
+            // The grace matters only until the first funding.
+            grace_until: row.grace_until.filter(|_| !row.funded),
+            funded: row.funded,
+            killed_at: row.killed_at,
+            created_at: row.created_at,
+        })
+    }
+}
+
+/// One agent, whole.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn agent(conn: &mut Conn, id: Uuid) -> Result<Option<Agent>, StoreError> {
+    const SQL: &str = "SELECT id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
+        genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, total_actions, \
+        children_count, parent_id, funded, grace_until, killed_at, created_at FROM agents WHERE id = $1";
+    let row: Option<AgentRow> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
+    row.map(Agent::try_from).transpose()
+}

@@ -1,0 +1,87 @@
+//! The proof that the books balance.
+
+use otonix_sdk::money::MicroUsd;
+use uuid::Uuid;
+
+use crate::store::{Conn, StoreError, on};
+
+/// What the books say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Books {
+    /// All agents' accounts together.
+    pub agents: MicroUsd,
+    /// System accounts by name.
+    pub accounts: Vec<(String, MicroUsd)>,
+    /// System accounts as their transfers say.
+    pub by_transfers: Vec<(String, MicroUsd)>,
+    /// Agents whose balance is not the sum of their transfers.
+    pub wrong_agents: Vec<Uuid>,
+    /// Amounts held by reservations.
+    pub held: MicroUsd,
+}
+
+impl Books {
+    /// Everything together; 0 when the books balance.
+    pub fn sum(&self) -> MicroUsd {
+        self.accounts.iter().fold(self.agents, |sum, (_, balance)| sum.saturating_add(*balance))
+    }
+
+    /// What is wrong, in words.
+    pub fn differences(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.sum() != MicroUsd::ZERO {
+            found.push(format!("the sum over all accounts is {} USDC, not 0", self.sum()));
+        }
+        if self.accounts != self.by_transfers {
+            found.push(format!("accounts {:?} differ from their transfers {:?}", self.accounts, self.by_transfers));
+        }
+        for agent in &self.wrong_agents {
+            found.push(format!("the balance of agent {agent} is not the sum of its transfers"));
+        }
+        let reserved = self.accounts.iter().find(|(name, _)| name == crate::store::ledger::RESERVED);
+        let reserved = reserved.map_or(MicroUsd::ZERO, |(_, balance)| *balance);
+        if reserved != self.held {
+            found.push(format!("reserved is {reserved} USDC but reservations hold {} USDC", self.held));
+        }
+        found
+    }
+}
+
+/// Reads the books in one snapshot.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn books(conn: &mut Conn) -> Result<Books, StoreError> {
+    let begin = if conn.is_postgres() { "BEGIN ISOLATION LEVEL REPEATABLE READ" } else { "BEGIN" };
+    conn.run_raw(begin).await?;
+    let books = read(conn).await;
+    conn.run_raw("ROLLBACK").await?;
+    books
+}
+
+async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
+    const AGENTS: &str = "SELECT CAST(COALESCE(SUM(credits), 0) AS BIGINT) FROM agents";
+    const ACCOUNTS: &str = "SELECT name, CAST(SUM(balance) AS BIGINT) FROM accounts GROUP BY name ORDER BY name";
+    const TRANSFERS: &str = "SELECT name, CAST(SUM(amount) AS BIGINT) FROM (SELECT to_account AS name, amount FROM \
+        transfers WHERE to_account <> 'agent' UNION ALL SELECT from_account, -amount FROM transfers \
+        WHERE from_account <> 'agent') AS t GROUP BY name ORDER BY name";
+    const WRONG: &str = "SELECT a.id FROM agents a LEFT JOIN (SELECT agent_id, CAST(SUM(CASE WHEN to_account = \
+        'agent' THEN amount ELSE -amount END) AS BIGINT) AS total FROM transfers GROUP BY agent_id) t \
+        ON t.agent_id = a.id WHERE a.credits <> COALESCE(t.total, 0) ORDER BY a.id LIMIT 100";
+    const HELD: &str = "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM reservations WHERE status = 'held'";
+    let money = |rows: Vec<(String, i64)>| {
+        rows.into_iter().map(|(name, sum)| (name, MicroUsd::from_micros(sum))).collect::<Vec<_>>()
+    };
+    let agents: i64 = on!(&mut *conn, |c| sqlx::query_scalar(AGENTS).fetch_one(c).await?);
+    let accounts = on!(&mut *conn, |c| sqlx::query_as(ACCOUNTS).fetch_all(c).await?);
+    let by_transfers = on!(&mut *conn, |c| sqlx::query_as(TRANSFERS).fetch_all(c).await?);
+    let wrong_agents = on!(&mut *conn, |c| sqlx::query_scalar(WRONG).fetch_all(c).await?);
+    let held: i64 = on!(&mut *conn, |c| sqlx::query_scalar(HELD).fetch_one(c).await?);
+    Ok(Books {
+        agents: MicroUsd::from_micros(agents),
+        accounts: money(accounts),
+        by_transfers: money(by_transfers),
+        wrong_agents,
+        held: MicroUsd::from_micros(held),
+    })
+}

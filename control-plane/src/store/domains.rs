@@ -1,0 +1,108 @@
+//! Domains.
+
+use chrono::{DateTime, Utc};
+use otonix_sdk::api::records::{DnsRecord, Domain};
+use otonix_sdk::ids::{AgentId, DomainId, SandboxId};
+use sqlx::FromRow;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::store::writer::Tx;
+use crate::store::{Conn, StoreError, on};
+
+#[derive(FromRow)]
+pub(super) struct DomainRead {
+    pub(super) id: Uuid,
+    name: String,
+    status: String,
+    registered_at: Option<DateTime<Utc>>,
+    expires_at: Option<DateTime<Utc>>,
+    dns_records: Json<Vec<DnsRecord>>,
+    sandbox_id: Option<Uuid>,
+    agent_id: Option<Uuid>,
+    auto_renew: bool,
+    managed: bool,
+    pub(super) created_at: DateTime<Utc>,
+}
+
+pub(super) const COLUMNS: &str = "id, name, status, registered_at, expires_at, dns_records, sandbox_id, agent_id, \
+    auto_renew, managed, created_at";
+
+impl From<DomainRead> for Domain {
+    fn from(row: DomainRead) -> Self {
+        Self {
+            id: DomainId::from(row.id),
+            name: row.name,
+            status: row.status,
+            registered_at: row.registered_at,
+            expires_at: row.expires_at,
+            dns_records: row.dns_records.0,
+            sandbox_id: row.sandbox_id.map(SandboxId::from),
+            agent_id: row.agent_id.map(AgentId::from),
+            auto_renew: row.auto_renew,
+            managed: row.managed,
+        }
+    }
+}
+
+/// Inserts a domain of an owner (none in open mode).
+///
+/// # Errors
+/// [`StoreError::Taken`] when the name is there already.
+pub async fn insert(tx: &mut Tx, domain: &Domain, owner: Option<Uuid>) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO domains (id, name, status, registered_at, expires_at, dns_records, sandbox_id, \
+        agent_id, auto_renew, managed, owner_id, created_at) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+    let at = tx.at;
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(domain.id.uuid())
+        .bind(&domain.name)
+        .bind(&domain.status)
+        .bind(domain.registered_at)
+        .bind(domain.expires_at)
+        .bind(Json(&domain.dns_records))
+        .bind(domain.sandbox_id.map(SandboxId::uuid))
+        .bind(domain.agent_id.map(AgentId::uuid))
+        .bind(domain.auto_renew)
+        .bind(domain.managed)
+        .bind(owner)
+        .bind(at)
+        .execute(c)
+        .await?.rows_affected());
+    Ok(())
+}
+
+/// Writes a domain's changeable columns.
+///
+/// # Errors
+/// [`StoreError::Taken`] when the name is there already.
+pub async fn update(tx: &mut Tx, domain: &Domain) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE domains SET status = $2, registered_at = $3, expires_at = $4, dns_records = $5, \
+        sandbox_id = $6, agent_id = $7, auto_renew = $8 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(domain.id.uuid())
+        .bind(&domain.status)
+        .bind(domain.registered_at)
+        .bind(domain.expires_at)
+        .bind(Json(&domain.dns_records))
+        .bind(domain.sandbox_id.map(SandboxId::uuid))
+        .bind(domain.agent_id.map(AgentId::uuid))
+        .bind(domain.auto_renew)
+        .execute(c)
+        .await?.rows_affected());
+    Ok(())
+}
+
+/// One domain and its owner.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn domain(conn: &mut Conn, id: Uuid) -> Result<Option<(Domain, Option<Uuid>)>, StoreError> {
+    const SQL: &str = "SELECT id, name, status, registered_at, expires_at, dns_records, sandbox_id, agent_id, \
+        auto_renew, managed, created_at FROM domains WHERE id = $1";
+    const OWNER: &str = "SELECT owner_id FROM domains WHERE id = $1";
+    let row: Option<DomainRead> = on!(&mut *conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
+    let Some(row) = row else { return Ok(None) };
+    let owner: Option<Option<Uuid>> = on!(conn, |c| sqlx::query_scalar(OWNER).bind(id).fetch_optional(c).await?);
+    Ok(Some((Domain::from(row), owner.flatten())))
+}

@@ -1,0 +1,37 @@
+//! What all replicas must agree on: the operator token's hash, later the keys that sign orders and cookies.
+
+use crate::store::writer::Tx;
+use crate::store::{Conn, StoreError, on};
+
+/// SHA-256 of the operator token, hex.
+pub const OPERATOR_TOKEN_HASH: &str = "operator_token_hash";
+
+/// Reads a setting.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn read(conn: &mut Conn, name: &str) -> Result<Option<String>, StoreError> {
+    const SQL: &str = "SELECT value FROM settings WHERE name = $1";
+    Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(name).fetch_optional(c).await?))
+}
+
+/// Writes a setting unless it is there; gives back what is there now.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn init(tx: &mut Tx, name: &str, value: &str) -> Result<String, StoreError> {
+    const SQL: &str = "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(name).bind(value).execute(c).await?.rows_affected());
+    read(&mut tx.conn, name).await?.ok_or(StoreError::Corrupt { table: "settings", column: "value" })
+}
+
+/// Writes a setting.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn write(tx: &mut Tx, name: &str, value: &str) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO settings (name, value) VALUES ($1, $2) \
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(name).bind(value).execute(c).await?.rows_affected());
+    Ok(())
+}

@@ -1,0 +1,502 @@
+//! The one way to write: jobs and events queue up, and whatever is queued is committed in one transaction.
+//!
+//! A lane is a task with a database connection of its own; what concerns one agent always takes the same lane.
+//! Every waiter is answered after the commit, never before. A caller that hangs up loses its answer, not its write.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use otonix_sdk::clock::Clock;
+use otonix_sdk::standing::Thresholds;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::store::agents::AgentState;
+use crate::store::batch::{self, BatchItem, EventsItem, HelloItem};
+use crate::store::idempotency::{self, Claim, Idem, StoredAnswer};
+use crate::store::{Conn, Db, StoreError};
+
+/// Items that may wait in one lane.
+const QUEUE: usize = 16_384;
+/// Items of one transaction.
+const GROUP: usize = 2048;
+/// Events of one transaction, about.
+const GROUP_EVENTS: usize = 4096;
+/// Lanes on PostgreSQL; SQLite has one writer.
+const POSTGRES_LANES: usize = 2;
+/// How long a lost connection is tried again before what waits is refused.
+const RECONNECT_EVERY: Duration = Duration::from_millis(250);
+/// The longest that one transaction may take before its connection is given up.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Something other replicas, streams and caches should hear of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// An agent's row changed.
+    Agent(Uuid),
+    /// A key was revoked.
+    Key(Uuid),
+    /// An agent has a new command.
+    Command(Uuid),
+}
+
+/// A running transaction, with what must be told once it is committed.
+#[derive(Debug)]
+pub struct Tx {
+    /// The connection that is inside the transaction.
+    pub conn: Conn,
+    /// The time of everything written in it.
+    pub at: DateTime<Utc>,
+    /// Which shard of the system accounts this lane uses.
+    pub shard: i64,
+    /// Where tiers begin.
+    pub thresholds: Thresholds,
+    /// Agents as they are after the commit.
+    pub changed: Vec<AgentState>,
+    /// What else to tell.
+    pub notices: Vec<Notice>,
+}
+
+/// Hears of every commit.
+pub trait OnCommit: Send + Sync {
+    /// Agents changed; things happened.
+    fn committed(&self, changed: &[AgentState], notices: &[Notice]);
+    /// The database went away or came back.
+    fn database(&self, up: bool);
+    /// Whether other replicas must be told.
+    fn has_peers(&self) -> bool;
+    /// A transaction of so many items was committed in so long.
+    fn group(&self, items: usize, took: Duration);
+}
+
+/// The result of a write that may be a repeat.
+#[derive(Debug)]
+pub enum Written<T> {
+    /// It was done now.
+    Fresh(T),
+    /// It was done before; this was answered.
+    Replayed(StoredAnswer),
+}
+
+/// An idempotency key, and how the answer to it is kept.
+pub struct IdemFor<T> {
+    /// The key and what it stands for.
+    pub idem: Idem,
+    /// Makes the stored answer, without secrets.
+    pub encode: Box<dyn FnOnce(&T) -> StoredAnswer + Send>,
+}
+
+type Work<T> = Box<dyn for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send>;
+
+trait Job: Send {
+    fn run<'c>(&'c mut self, tx: &'c mut Tx) -> BoxFuture<'c, Verdict>;
+    fn finish(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+/// What a job did to its transaction.
+enum Verdict {
+    /// Keep it.
+    Keep,
+    /// Undo this job's part.
+    Undo,
+    /// The connection is gone; nothing of the transaction will be.
+    Dead,
+}
+
+struct TypedJob<T> {
+    work: Option<Work<T>>,
+    idem: Option<IdemFor<T>>,
+    outcome: Option<Result<Written<T>, Error>>,
+    reply: oneshot::Sender<Result<Written<T>, Error>>,
+}
+
+impl<T: Send + 'static> TypedJob<T> {
+    async fn attempt(&mut self, tx: &mut Tx) -> Result<Written<T>, Error> {
+        if let Some(claim) = &self.idem
+            && let Claim::Taken(stored) = idempotency::claim(tx, &claim.idem).await?
+        {
+            return Ok(Written::Replayed(stored));
+        }
+        let work = self.work.take().ok_or_else(|| Error::internal("a job ran twice"))?;
+        let done = work(tx).await?;
+        if let Some(claim) = self.idem.take() {
+            let answer = (claim.encode)(&done);
+            idempotency::store(tx, &claim.idem, &answer).await?;
+        }
+        Ok(Written::Fresh(done))
+    }
+}
+
+impl<T: Send + 'static> Job for TypedJob<T> {
+    fn run<'c>(&'c mut self, tx: &'c mut Tx) -> BoxFuture<'c, Verdict> {
+        Box::pin(async move {
+            let outcome = AssertUnwindSafe(self.attempt(tx)).catch_unwind().await.unwrap_or_else(|panic| {
+                tracing::error!(panic = panic_text(panic.as_ref()), "a write panicked");
+                Err(Error::internal("a write panicked"))
+            });
+            let verdict = match &outcome {
+                Ok(_) => Verdict::Keep,
+                Err(Error::Store(StoreError::Unavailable(_))) => Verdict::Dead,
+                Err(_) => Verdict::Undo,
+            };
+            self.outcome = Some(outcome);
+            verdict
+        })
+    }
+
+    fn finish(self: Box<Self>, committed: Result<(), StoreError>) {
+        let answer = match (committed, self.outcome) {
+            (Ok(()), Some(outcome)) => outcome,
+            // What this job itself found out stays true without a commit.
+            (Err(_), Some(Err(error))) => Err(error),
+            (Err(error), _) => Err(Error::Store(error)),
+            (Ok(()), None) => Err(Error::internal("a job did not run")),
+        };
+        let _ = self.reply.send(answer);
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("unknown")
+}
+
+enum Item {
+    Batch(BatchItem),
+    Job(Box<dyn Job>),
+}
+
+/// Gives work to the lanes.
+#[derive(Clone)]
+pub struct Writer {
+    lanes: Arc<[mpsc::Sender<Item>]>,
+    beats: mpsc::Sender<Item>,
+}
+
+impl Writer {
+    /// Starts the lanes, and one more for heartbeats so that no backlog delays them. They end when every
+    /// handle is dropped and their queues are empty.
+    pub fn start(
+        db: &Db,
+        clock: &Arc<dyn Clock>,
+        thresholds: Thresholds,
+        hook: &Arc<dyn OnCommit>,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let spawn = |shard: usize| {
+            let (send, receive) = mpsc::channel(QUEUE);
+            let lane = Lane {
+                db: db.clone(),
+                clock: Arc::clone(clock),
+                thresholds,
+                hook: Arc::clone(hook),
+                shard: i64::try_from(shard).unwrap_or(0),
+                receive,
+                conn: None,
+                up: true,
+            };
+            tracker.spawn(lane.run());
+            send
+        };
+        let lanes = if db.is_postgres() { POSTGRES_LANES } else { 1 };
+        let lanes: Arc<[_]> = (0..lanes).map(spawn).collect();
+        let beats = if db.is_postgres() { spawn(lanes.len()) } else { lanes[0].clone() };
+        Self { lanes, beats }
+    }
+
+    fn lane(&self, of: Uuid) -> &mpsc::Sender<Item> {
+        // The last bytes of both random and time-ordered ids are random.
+        let spread = usize::from(of.as_bytes()[15]);
+        &self.lanes[spread % self.lanes.len()]
+    }
+
+    /// Runs a job in the next transaction of the lane of an agent (or owner), and answers after its commit.
+    ///
+    /// # Errors
+    /// What the job answers; [`StoreError::QueueFull`] when the lane is full; [`StoreError::Unavailable`] when the
+    /// database is away, and then the write may have happened.
+    pub async fn run<T, F>(&self, lane: Uuid, idem: Option<IdemFor<T>>, work: F) -> Result<Written<T>, Error>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
+    {
+        self.send_job(self.lane(lane), idem, work).await
+    }
+
+    /// The same without an idempotency key.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn apply<T, F>(&self, lane: Uuid, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
+    {
+        fresh(self.run(lane, None, work).await?)
+    }
+
+    /// Runs a job in the heartbeats' lane.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn apply_beats<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
+    {
+        fresh(self.send_job(&self.beats, None, work).await?)
+    }
+
+    async fn send_job<T, F>(
+        &self,
+        lane: &mpsc::Sender<Item>,
+        idem: Option<IdemFor<T>>,
+        work: F,
+    ) -> Result<Written<T>, Error>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = TypedJob { work: Some(Box::new(work)), idem, outcome: None, reply };
+        lane.try_send(Item::Job(Box::new(job))).map_err(|_| StoreError::QueueFull)?;
+        answer.await.map_err(|_| StoreError::Unavailable(sqlx::Error::WorkerCrashed))?
+    }
+
+    /// Queues events of one agent; the answer comes through the item.
+    ///
+    /// # Errors
+    /// [`StoreError::QueueFull`] when the lane is full.
+    pub fn send_events(&self, item: EventsItem) -> Result<(), StoreError> {
+        let lane = self.lane(item.agent);
+        lane.try_send(Item::Batch(BatchItem::Events(item))).map_err(|_| StoreError::QueueFull)
+    }
+
+    /// Queues the opening of a session; the answer comes through the item.
+    ///
+    /// # Errors
+    /// [`StoreError::QueueFull`] when the lane is full.
+    pub fn send_hello(&self, item: HelloItem) -> Result<(), StoreError> {
+        let lane = self.lane(item.agent);
+        lane.try_send(Item::Batch(BatchItem::Hello(item))).map_err(|_| StoreError::QueueFull)
+    }
+
+    /// Items waiting in all lanes.
+    pub fn queued(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.max_capacity() - lane.capacity()).sum()
+    }
+}
+
+fn fresh<T>(written: Written<T>) -> Result<T, Error> {
+    match written {
+        Written::Fresh(done) => Ok(done),
+        Written::Replayed(_) => Err(Error::internal("a write without a key was replayed")),
+    }
+}
+
+struct Lane {
+    db: Db,
+    clock: Arc<dyn Clock>,
+    thresholds: Thresholds,
+    hook: Arc<dyn OnCommit>,
+    shard: i64,
+    receive: mpsc::Receiver<Item>,
+    conn: Option<Conn>,
+    up: bool,
+}
+
+impl Lane {
+    async fn run(mut self) {
+        let mut group = Vec::new();
+        while self.receive.recv_many(&mut group, GROUP).await > 0 {
+            let mut batch = Vec::new();
+            let mut jobs = Vec::new();
+            let mut events = 0;
+            for item in group.drain(..) {
+                match item {
+                    Item::Batch(item) => {
+                        events += item.weight();
+                        batch.push(item);
+                        if events >= GROUP_EVENTS {
+                            self.commit(std::mem::take(&mut batch), Vec::new()).await;
+                            events = 0;
+                        }
+                    }
+                    Item::Job(job) => jobs.push(job),
+                }
+            }
+            if !batch.is_empty() || !jobs.is_empty() {
+                self.commit(batch, jobs).await;
+            }
+        }
+    }
+
+    async fn connection(&mut self) -> Result<Conn, StoreError> {
+        if let Some(conn) = self.conn.take() {
+            return Ok(conn);
+        }
+        match tokio::time::timeout(Duration::from_secs(3), self.db.dedicated()).await {
+            Ok(Ok(conn)) => Ok(conn),
+            Ok(Err(error)) => {
+                tokio::time::sleep(RECONNECT_EVERY).await;
+                Err(error)
+            }
+            Err(_) => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+        }
+    }
+
+    /// One transaction for all of this. A batch that the database refuses is taken apart, so that one bad item
+    /// never fails the others.
+    async fn commit(&mut self, batch: Vec<BatchItem>, jobs: Vec<Box<dyn Job>>) {
+        let started = tokio::time::Instant::now();
+        let items = batch.len() + jobs.len();
+        let mut batch = batch;
+        let mut jobs = jobs;
+        match self.attempt(&mut batch, &mut jobs).await {
+            Ok(tx) => {
+                self.told(true);
+                self.hook.committed(&tx.changed, &tx.notices);
+                self.hook.group(items, started.elapsed());
+                self.conn = Some(tx.conn);
+                for item in batch {
+                    item.finish(None);
+                }
+                for job in jobs {
+                    job.finish(Ok(()));
+                }
+            }
+            Err(error) => self.failed(error, batch, jobs).await,
+        }
+    }
+
+    async fn failed(&mut self, error: StoreError, batch: Vec<BatchItem>, jobs: Vec<Box<dyn Job>>) {
+        if let StoreError::Unavailable(source) = &error {
+            self.told(false);
+            tracing::warn!(error = %source, items = batch.len() + jobs.len(), "a transaction failed");
+            for item in batch {
+                item.finish(Some(error.again()));
+            }
+            for job in jobs {
+                job.finish(Err(error.again()));
+            }
+            return;
+        }
+        tracing::error!(%error, items = batch.len(), "the database refused a batch; taking it apart");
+        for item in batch {
+            self.take_apart(item).await;
+        }
+        // The batch comes first in a transaction, so its failure means that no job has run.
+        for mut job in jobs {
+            match self.attempt(&mut [], std::slice::from_mut(&mut job)).await {
+                Ok(tx) => {
+                    self.hook.committed(&tx.changed, &tx.notices);
+                    self.conn = Some(tx.conn);
+                    job.finish(Ok(()));
+                }
+                Err(error) => job.finish(Err(error)),
+            }
+        }
+    }
+
+    /// Stores the events of an item one by one; one that the database refuses is rejected for good.
+    async fn take_apart(&mut self, item: BatchItem) {
+        let (mut parts, whole) = item.split();
+        let mut failure = None;
+        for part in &mut parts {
+            let mut stored = self.attempt(std::slice::from_mut(part), &mut []).await;
+            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_))) {
+                part.reject();
+                stored = self.attempt(std::slice::from_mut(part), &mut []).await;
+            }
+            match stored {
+                Ok(tx) => {
+                    self.hook.committed(&tx.changed, &tx.notices);
+                    self.conn = Some(tx.conn);
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        whole.finish_parts(parts, failure);
+    }
+
+    fn told(&mut self, up: bool) {
+        if self.up != up {
+            self.up = up;
+            self.hook.database(up);
+        }
+    }
+
+    async fn attempt(&mut self, batch: &mut [BatchItem], jobs: &mut [Box<dyn Job>]) -> Result<Tx, StoreError> {
+        let conn = self.connection().await?;
+        let mut tx = Tx {
+            conn,
+            at: self.clock.now(),
+            shard: self.shard,
+            thresholds: self.thresholds,
+            changed: Vec::new(),
+            notices: Vec::new(),
+        };
+        let peers = self.hook.has_peers();
+        let work = transaction(&mut tx, batch, jobs, peers);
+        match tokio::time::timeout(GROUP_TIMEOUT, work).await {
+            Ok(Ok(())) => Ok(tx),
+            Ok(Err(error)) => {
+                // The connection serves again only when it is certainly out of the transaction.
+                if !matches!(error, StoreError::Unavailable(_)) && tx.conn.run_raw("ROLLBACK").await.is_ok() {
+                    self.conn = Some(tx.conn);
+                }
+                Err(error)
+            }
+            Err(_) => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+        }
+    }
+}
+
+async fn transaction(
+    tx: &mut Tx,
+    batch: &mut [BatchItem],
+    jobs: &mut [Box<dyn Job>],
+    peers: bool,
+) -> Result<(), StoreError> {
+    tx.conn.run_raw(if tx.conn.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" }).await?;
+    if !batch.is_empty() {
+        batch::store(tx, batch).await?;
+    }
+    let alone = batch.is_empty() && jobs.len() == 1;
+    for job in jobs.iter_mut() {
+        let (changed, notices) = (tx.changed.len(), tx.notices.len());
+        if !alone {
+            tx.conn.run_raw("SAVEPOINT job").await?;
+        }
+        match job.run(tx).await {
+            Verdict::Keep if alone => {}
+            Verdict::Keep => tx.conn.run_raw("RELEASE SAVEPOINT job").await?,
+            Verdict::Undo => {
+                tx.changed.truncate(changed);
+                tx.notices.truncate(notices);
+                if alone {
+                    return tx.conn.run_raw("ROLLBACK").await;
+                }
+                tx.conn.run_raw("ROLLBACK TO SAVEPOINT job; RELEASE SAVEPOINT job").await?;
+            }
+            Verdict::Dead => return Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed)),
+        }
+    }
+    if peers {
+        crate::store::replicas::notify(tx).await?;
+    }
+    tx.conn.run_raw("COMMIT").await
+}
