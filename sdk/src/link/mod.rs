@@ -3,7 +3,25 @@
 //! What is recorded is on disk before the caller hears of it, and reaches the server exactly once, whatever
 //! happens to the machine, the network or the server in between. This module never decides what an agent may do.
 
-mod standing;
+mod backoff;
+mod commands;
+pub(crate) mod core;
+mod cursor;
+mod files;
+mod heartbeat;
+mod keys;
+mod outbox;
+mod prices;
+pub mod reader;
+mod recovery;
+mod rejects;
+mod rest;
+pub(crate) mod run;
+mod segment;
+mod session;
+pub mod spool;
+pub mod standing;
+mod writer;
 
 use std::fmt;
 
@@ -11,7 +29,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::local::SpoolStatus;
 
-pub use standing::LocalStanding;
+use crate::limits::Invalid;
+
+pub use self::core::Tuning;
+pub use self::standing::LocalStanding;
 
 /// A text that is never shown: an API key.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -79,4 +100,24 @@ pub struct LinkStatus {
     pub last_error: Option<String>,
     /// The life of the spool that the numbers belong to.
     pub epoch: String,
+}
+
+/// Why something was not recorded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// A field breaks a bound of the contract.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The idempotency key came with other content before.
+    #[error("the idempotency key was used with another request")]
+    IdempotencyKeyReused,
+    /// The spool is at its bound.
+    #[error("the spool is full")]
+    SpoolFull,
+    /// The disk refused the write.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The agent is shutting down, or its disk fails.
+    #[error("the spool is closed")]
+    Closed,
 }
