@@ -119,7 +119,7 @@ impl Parts {
 
     /// Asks for beats more often than the server does; a rarer beat would be taken for silence.
     pub fn beat_at_least_every(&self, interval_secs: Option<u32>) {
-        let _ = interval_secs;
+        self.agent.set_max_interval(interval_secs);
     }
 
     /// Nothing is paid: by the machine's owner or by a command.
@@ -149,13 +149,7 @@ impl Parts {
     }
 }
 
-/// The tier that counts here. What is not known yet restricts nothing.
+/// The tier that counts here.
 pub const fn tier_of(standing: &LocalStanding) -> SurvivalTier {
-    if standing.killed {
-        SurvivalTier::Terminated
-    } else if standing.known {
-        standing.survival_tier
-    } else {
-        SurvivalTier::Full
-    }
+    if standing.killed { SurvivalTier::Terminated } else { standing.survival_tier }
 }

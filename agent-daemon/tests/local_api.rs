@@ -215,14 +215,13 @@ fn the_events_begin_with_the_standing_and_end_with_the_shutdown() {
     let home = Home::offline("");
     let daemon = home.start("");
     let mut events = daemon.events();
-    let wait_for = |events: &mut dyn Iterator<Item = String>, wanted: &str| {
-        events.find(|line| line.starts_with(wanted)).unwrap_or_else(|| panic!("no {wanted}"))
-    };
-    wait_for(&mut events, "event: standing");
-    let data = wait_for(&mut events, "data: ");
+    let mut wait_for =
+        |wanted: &str| events.find(|line| line.starts_with(wanted)).unwrap_or_else(|| panic!("no {wanted}"));
+    wait_for("event: standing");
+    let data = wait_for("data: ");
     assert!(data.contains("survivalTier") && data.contains("optionalWork"), "{data}");
     daemon.signal("TERM");
-    wait_for(&mut events, "event: shutdown");
+    wait_for("event: shutdown");
     // And the stream ends with the daemon.
     let mut daemon = daemon;
     assert!(daemon.wait().success());

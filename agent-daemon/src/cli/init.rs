@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use otonix_sdk::api::agents::{RegisterAgent, Registered};
+use otonix_sdk::api::agents::{Agent, RegisterAgent, Registered};
+use otonix_sdk::api::events::Standing;
 use otonix_sdk::client::{Client, ClientConfig, Credential, RetryPolicy};
 use otonix_sdk::clock::{Clock as _, SystemClock};
 use otonix_sdk::limits;
+use otonix_sdk::link::standing;
 use otonix_sdk::secret::Secret;
+use otonix_sdk::standing::Thresholds;
 use otonix_sdk::wallet::{Wallet, keystore, random_passphrase};
 
 use super::{API_KEY, KEYSTORE, PASSPHRASE, Place, api_key, load_config, passphrase, runtime, say};
@@ -85,6 +88,7 @@ impl Init {
             model: request.model.unwrap_or_else(|| agent.model.clone()),
             wallet_address: address.clone(),
         };
+        remember_standing(&state_dir, &agent).context("failed to keep the standing")?;
         let old = files::read_text(&config_file)?;
         let new = config::with_identity(old.as_deref(), &identity)
             .with_context(|| format!("failed to edit {}", config_file.display()))?;
@@ -161,6 +165,23 @@ fn open_or_make_wallet(state_dir: &Path, file: Option<&Path>) -> anyhow::Result<
     let wallet = Wallet::generate();
     keystore::create(&path, &wallet, &secret).context("failed to keep the wallet")?;
     Ok((wallet, true))
+}
+
+/// Keeps where the agent stands for a daemon that first starts without a server; one that has run knows better.
+fn remember_standing(state_dir: &Path, agent: &Agent) -> std::io::Result<()> {
+    if state_dir.join("standing.json").exists() {
+        return Ok(());
+    }
+    let standing = Standing {
+        survival_tier: agent.survival_tier,
+        status: agent.status,
+        credits: agent.credits,
+        funded: agent.funded,
+        grace_until: agent.grace_until,
+        heartbeat_interval: agent.heartbeat_interval,
+        killed: agent.killed_at.is_some(),
+    };
+    standing::store(state_dir, &standing, Thresholds::default(), SystemClock.now())
 }
 
 fn warn_about_wallet(registered: Option<&str>, proven: bool, own: &str) {

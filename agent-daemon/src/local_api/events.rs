@@ -44,13 +44,13 @@ struct Reader {
 }
 
 /// The standing at once, then every notice until the daemon stops.
-pub(super) async fn stream(State(shared): State<Shared>, streams: Streams) -> Result<Response, Refusal> {
+pub(super) fn stream(State(shared): State<Shared>, streams: &Streams) -> Result<Response, Refusal> {
     let place = Arc::clone(&streams.places).try_acquire_owned().map_err(|_| {
         let detail = format!("{MAX_STREAMS} event streams are open already");
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Overloaded, detail)
     })?;
     let notices = shared.notices.subscribe();
-    let reader = Reader { shared, notices, cancel: streams.cancel, first: true, _place: place };
+    let reader = Reader { shared, notices, cancel: streams.cancel.clone(), first: true, _place: place };
     let events = stream::unfold(reader, |mut reader| async move {
         let event = reader.next().await?;
         Some((Ok::<_, Infallible>(event), reader))

@@ -25,7 +25,7 @@ pub(super) fn router(shared: Shared, cancel: CancellationToken) -> Router {
         .route("/v1/usage", post(records::log_usage))
         .route("/v1/model", get(model))
         .route("/v1/progress", post(progress))
-        .route("/v1/events", get(move |state| events::stream(state, streams)))
+        .route("/v1/events", get(async move |state| events::stream(state, &streams)))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_route)
         .with_state(shared)
