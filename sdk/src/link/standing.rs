@@ -60,6 +60,8 @@ struct Books {
     heard: Option<Heard>,
     thresholds: Thresholds,
     interval: u32,
+    /// Beats are wanted at least this often, seconds; what the server says may be more often still.
+    max_interval: Option<u32>,
     /// Spending that is not acknowledged.
     unacked: u64,
     /// Spending up to this position was under way when the server last spoke, so it counts as counted once
@@ -100,6 +102,10 @@ fn micros(amount: u64) -> MicroUsd {
 }
 
 impl Books {
+    fn at_most(&self, interval: u32) -> u32 {
+        self.max_interval.map_or(interval, |max| max.min(interval))
+    }
+
     fn local(&self) -> LocalStanding {
         let Some(heard) = &self.heard else {
             return LocalStanding {
@@ -108,7 +114,7 @@ impl Books {
                 credits: MicroUsd::ZERO,
                 funded: false,
                 grace_until: None,
-                heartbeat_interval: self.interval,
+                heartbeat_interval: self.at_most(self.interval),
                 killed: false,
                 known: false,
                 as_of: None,
@@ -132,7 +138,7 @@ impl Books {
             credits,
             funded: said.funded,
             grace_until: said.grace_until,
-            heartbeat_interval: interval,
+            heartbeat_interval: self.at_most(interval),
             killed: said.killed,
             known: true,
             as_of: Some(heard.as_of),
@@ -153,7 +159,7 @@ impl Keeper {
             }
         });
         let thresholds = heard.map_or_else(Thresholds::default, |heard: Heard| heard.thresholds);
-        let books = Books { heard, thresholds, interval, unacked, under_way: 0 };
+        let books = Books { heard, thresholds, interval, max_interval: None, unacked, under_way: 0 };
         let current = watch::Sender::new(books.local());
         Self { books: Mutex::new(books), path, current, dirty: Notify::new() }
     }
@@ -164,6 +170,11 @@ impl Keeper {
 
     pub(crate) fn changes(&self) -> watch::Receiver<LocalStanding> {
         self.current.subscribe()
+    }
+
+    /// Asks for beats at least this often. A rarer beat than the server's would be taken for silence.
+    pub(crate) fn limit_interval(&self, max_secs: Option<u32>) {
+        self.change(|books| books.max_interval = max_secs);
     }
 
     /// An event of this cost is being recorded.
@@ -315,6 +326,18 @@ mod tests {
         assert_eq!(credits(&keeper), 35);
         keeper.acked([(2, 5_000_000)].into_iter());
         assert_eq!(credits(&keeper), 40);
+    }
+
+    #[test]
+    fn the_more_frequent_beat_wins() {
+        let (_dir, keeper) = keeper();
+        keeper.heard(said(60), None, NOW, 0);
+        keeper.limit_interval(Some(20));
+        assert_eq!(keeper.current().heartbeat_interval, 20);
+        keeper.limit_interval(Some(600));
+        assert_eq!(keeper.current().heartbeat_interval, 60);
+        keeper.limit_interval(None);
+        assert_eq!(keeper.current().heartbeat_interval, 60);
     }
 
     #[test]
