@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use otonix_sdk::error::{ErrorCode, Problem};
 
@@ -112,6 +112,8 @@ pub fn finish(mut response: Response, request_id: &str) -> Response {
     let Some(pending) = response.extensions_mut().remove::<Pending>() else { return response };
     let problem = body(response.status(), pending.code, pending.detail, request_id.to_owned());
     let headers = response.headers_mut();
+    // The router has measured the empty body.
+    headers.remove(CONTENT_LENGTH);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
