@@ -235,8 +235,6 @@ struct Cached {
 /// The keys that were seen, so that a heartbeat needs no database.
 pub struct Keys {
     by_hash: DashMap<[u8; 32], Cached>,
-    /// Keys that were revoked while this replica ran.
-    revoked: DashMap<KeyId, ()>,
     unknown: DefaultKeyedRateLimiter<IpAddr>,
 }
 
@@ -245,7 +243,7 @@ impl Default for Keys {
         let per_second = NonZeroU32::new(50).unwrap_or(NonZeroU32::MIN);
         let burst = NonZeroU32::new(500).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::per_second(per_second).allow_burst(burst);
-        Self { by_hash: DashMap::new(), revoked: DashMap::new(), unknown: RateLimiter::keyed(quota) }
+        Self { by_hash: DashMap::new(), unknown: RateLimiter::keyed(quota) }
     }
 }
 
@@ -294,19 +292,11 @@ impl Keys {
 
     /// Marks a key revoked, at once.
     pub fn revoke(&self, id: KeyId) {
-        if self.revoked.insert(id, ()).is_some() {
-            return;
-        }
         for mut cached in self.by_hash.iter_mut() {
             if cached.key.id == id {
                 cached.key.revoked = true;
             }
         }
-    }
-
-    /// Whether a caller's key is known to be revoked.
-    pub fn is_revoked(&self, caller: &Caller) -> bool {
-        matches!(caller.principal, Principal::Key(key) if self.revoked.contains_key(&key.id))
     }
 
     /// Forgets what was seen; everything is looked up anew.

@@ -1,0 +1,209 @@
+//! Keeps a session going: chooses the transport, and how long to wait after each end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::link::Transport;
+use crate::link::backoff::{Backoff, upto};
+use crate::link::core::{Core, on_disk};
+use crate::link::rest;
+use crate::link::session::{self, End};
+
+/// New epochs in a row without an acknowledged event before they are slowed down.
+const QUICK_FORKS: u32 = 3;
+/// A session that lasted so long was no failure.
+const LASTING: Duration = Duration::from_secs(30);
+/// The standing is written down at most so often.
+const PERSIST_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Chooser {
+    wanted: Transport,
+    /// Failures of gRPC in a row, until one session worked.
+    failures: u32,
+    /// The last session that worked was REST.
+    on_rest: bool,
+    limit: u32,
+    last: Transport,
+}
+
+impl Chooser {
+    fn next(&mut self) -> Transport {
+        let choice = match self.wanted {
+            Transport::Grpc => Transport::Grpc,
+            Transport::Rest => Transport::Rest,
+            Transport::Auto if self.failures < self.limit => Transport::Grpc,
+            // Neither is known to work: take turns.
+            Transport::Auto if self.last == Transport::Rest && !self.on_rest => Transport::Grpc,
+            Transport::Auto => Transport::Rest,
+        };
+        self.last = choice;
+        choice
+    }
+
+    fn ended(&mut self, end: &End) {
+        match (self.last, end) {
+            (Transport::Rest, End::Probe) => {
+                self.failures = self.limit.saturating_sub(1);
+                self.on_rest = true;
+            }
+            (Transport::Rest, End::Lost { welcomed, .. }) => self.on_rest = *welcomed,
+            (Transport::Rest, _) => self.on_rest = true,
+            (_, End::Lost { welcomed: false, .. }) => self.failures = self.failures.saturating_add(1),
+            (_, _) => {
+                self.failures = 0;
+                self.on_rest = false;
+            }
+        }
+    }
+}
+
+/// Runs the link until it is stopped.
+pub(crate) async fn run(core: Arc<Core>) {
+    core.fail_unfinished().await;
+    let tuning = core.config.tuning.clone();
+    let mut backoff = Backoff::new(tuning.backoff_base, tuning.backoff_cap);
+    let mut chooser = Chooser {
+        wanted: core.config.transport,
+        failures: 0,
+        on_rest: false,
+        limit: tuning.grpc_failures,
+        last: Transport::Auto,
+    };
+    let mut forks = 0;
+    let mut acked = core.spool.view().acked;
+    while !core.stop.is_cancelled() {
+        let started = Instant::now();
+        let end = match chooser.next() {
+            Transport::Rest => {
+                let probe = (core.config.transport == Transport::Auto)
+                    .then(|| tuning.grpc_probe + upto(tuning.grpc_probe / 4));
+                rest::run(&core, probe).await
+            }
+            Transport::Auto | Transport::Grpc => session::run(&core).await,
+        };
+        chooser.ended(&end);
+        if started.elapsed() > LASTING {
+            backoff.reset();
+        }
+        let progress = core.spool.view().acked;
+        if progress > acked {
+            acked = progress;
+            forks = 0;
+            backoff.reset();
+        }
+        let wait = after(&core, end, &mut backoff, &mut forks).await;
+        if core.stop.is_cancelled() {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = core.stop.cancelled() => {}
+        }
+    }
+    core.disconnected(None);
+}
+
+/// Settles the end of a session: how long to wait before the next.
+async fn after(core: &Arc<Core>, end: End, backoff: &mut Backoff, forks: &mut u32) -> Duration {
+    let tuning = &core.config.tuning;
+    match end {
+        End::Done => Duration::ZERO,
+        End::Probe => Duration::ZERO,
+        End::Lost { error, retry_after, .. } => {
+            core.disconnected(Some(error));
+            backoff.next(retry_after)
+        }
+        End::Fork(why) => {
+            core.disconnected(Some(format!("a new epoch is needed: {why}")));
+            *forks += 1;
+            if let Err(error) = core.spool.new_epoch().await {
+                tracing::warn!(%error, "failed to open a new epoch");
+                return backoff.next(None);
+            }
+            tracing::warn!(why, "opened a new epoch; what was not acknowledged is sent again");
+            if *forks <= QUICK_FORKS { Duration::ZERO } else { backoff.next(None) }
+        }
+        End::Refused(why) => {
+            tracing::warn!(error = %why, "the control plane refuses the API key");
+            core.disconnected(Some(why));
+            tuning.refused_pause + upto(tuning.refused_pause)
+        }
+        End::Away { reason, detail, retry_after } => {
+            core.disconnected(Some(format!("sent away: {reason} {detail}").trim_end().to_owned()));
+            let asked = retry_after.unwrap_or_default();
+            match reason.as_str() {
+                // Two live machines with one identity must not throw each other out in turns.
+                "superseded" => {
+                    tracing::warn!("another machine took over with this agent's identity");
+                    asked.max(tuning.superseded_pause) + upto(tuning.superseded_pause)
+                }
+                "killed" => {
+                    core.keeper.killed();
+                    asked.max(tuning.refused_pause) + upto(tuning.refused_pause)
+                }
+                "revoked" | "not_found" => asked.max(tuning.refused_pause) + upto(tuning.refused_pause),
+                "shutting_down" => {
+                    backoff.reset();
+                    asked + backoff.next(None)
+                }
+                _ => backoff.next(retry_after),
+            }
+        }
+    }
+}
+
+/// Writes the standing down when it changed, at most once a second.
+pub(crate) async fn persist(core: Arc<Core>) {
+    loop {
+        core.keeper.dirty().await;
+        let at_work = Arc::clone(&core);
+        on_disk(move || at_work.keeper.persist()).await;
+        tokio::time::sleep(PERSIST_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chooser(wanted: Transport) -> Chooser {
+        Chooser { wanted, failures: 0, on_rest: false, limit: 3, last: Transport::Auto }
+    }
+
+    #[test]
+    fn rest_is_tried_when_grpc_keeps_failing_and_grpc_again_later() {
+        let mut chooser = chooser(Transport::Auto);
+        let failed = End::lost("refused", false);
+        for _ in 0..3 {
+            assert_eq!(chooser.next(), Transport::Grpc);
+            chooser.ended(&failed);
+        }
+        assert_eq!(chooser.next(), Transport::Rest);
+        chooser.ended(&failed);
+        assert_eq!(chooser.next(), Transport::Grpc);
+        chooser.ended(&failed);
+        assert_eq!(chooser.next(), Transport::Rest);
+        chooser.ended(&End::lost("cut", true));
+        assert_eq!(chooser.next(), Transport::Rest);
+        chooser.ended(&End::Probe);
+        assert_eq!(chooser.next(), Transport::Grpc);
+        chooser.ended(&failed);
+        assert_eq!(chooser.next(), Transport::Rest);
+        chooser.ended(&End::Probe);
+        assert_eq!(chooser.next(), Transport::Grpc);
+        chooser.ended(&End::lost("cut", true));
+        assert_eq!(chooser.next(), Transport::Grpc);
+    }
+
+    #[test]
+    fn a_fixed_transport_stays() {
+        for wanted in [Transport::Grpc, Transport::Rest] {
+            let mut chooser = chooser(wanted);
+            for _ in 0..10 {
+                assert_eq!(chooser.next(), wanted);
+                chooser.ended(&End::lost("refused", false));
+            }
+        }
+    }
+}
