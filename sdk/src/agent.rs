@@ -260,6 +260,11 @@ impl Agent {
         self.0.core.vitals.send_replace(vitals);
     }
 
+    /// Asks for heartbeats at least this often, seconds; `None`: as often as the server says.
+    pub fn set_max_interval(&self, secs: Option<u32>) {
+        self.0.core.keeper.limit_interval(secs);
+    }
+
     /// How the link is.
     pub fn status(&self) -> LinkStatus {
         self.0.core.status()
