@@ -231,6 +231,25 @@ pub async fn write_beats(tx: &mut Tx, beats: &[(Uuid, DateTime<Utc>)]) -> Result
     Ok(())
 }
 
+/// Which of some agents are inactive and may become active: an active key is left to them.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn inactive_among(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+    const PG: &str = "SELECT a.id FROM agents a WHERE a.id = ANY($1) AND a.status = 'inactive' AND EXISTS \
+        (SELECT 1 FROM api_keys k WHERE k.owner_id = a.owner_id AND k.status = 'active' \
+        AND (k.kind = 'owner' OR k.agent_id = a.id))";
+    const LITE: &str = "SELECT a.id FROM agents a WHERE a.id IN (SELECT unhex(value) FROM json_each($1)) \
+        AND a.status = 'inactive' AND EXISTS \
+        (SELECT 1 FROM api_keys k WHERE k.owner_id = a.owner_id AND k.status = 'active' \
+        AND (k.kind = 'owner' OR k.agent_id = a.id))";
+    Ok(match &mut tx.conn {
+        Conn::Postgres(c) => sqlx::query_scalar(PG).bind(ids).fetch_all(c).await?,
+        Conn::Sqlite(c) => sqlx::query_scalar(LITE).bind(ids_json(ids)).fetch_all(c).await?,
+        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => Vec::new(),
+    })
+}
+
 /// A new agent.
 #[derive(Debug, Clone)]
 pub struct NewAgent {

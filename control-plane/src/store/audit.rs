@@ -66,7 +66,7 @@ async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
         transfers WHERE to_account <> 'agent' UNION ALL SELECT from_account, -amount FROM transfers \
         WHERE from_account <> 'agent') AS t GROUP BY name ORDER BY name";
     const WRONG: &str = "SELECT a.id FROM agents a LEFT JOIN (SELECT agent_id, CAST(SUM(CASE WHEN to_account = \
-        'agent' THEN amount ELSE -amount END) AS BIGINT) AS total FROM transfers GROUP BY agent_id) t \
+        'agent' THEN amount WHEN from_account = 'agent' THEN -amount ELSE 0 END) AS BIGINT) AS total FROM transfers GROUP BY agent_id) t \
         ON t.agent_id = a.id WHERE a.credits <> COALESCE(t.total, 0) ORDER BY a.id LIMIT 100";
     const HELD: &str = "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM reservations WHERE status = 'held'";
     let money = |rows: Vec<(String, i64)>| {

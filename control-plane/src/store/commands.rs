@@ -11,8 +11,8 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::store::sql::ids_json;
-use crate::store::writer::Tx;
-use crate::store::{Conn, StoreError, on};
+use crate::store::writer::{Notice, Tx};
+use crate::store::{Conn, StoreError, agents, on};
 
 /// Commands of one agent that may be open at once.
 pub const MAX_OPEN: i64 = 100;
@@ -120,15 +120,36 @@ pub async fn waiting(conn: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<
     Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(now).bind(limit).fetch_all(c).await?))
 }
 
-/// Ends a command with what its daemon says; one that has ended already stays as it is.
+/// Ends a command with what its daemon says; one that has ended already stays as it is. What a command changed on the
+/// machine (interval, model) is changed here too.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn finish(tx: &mut Tx, agent: Uuid, id: Uuid, ok: bool, says: &str) -> Result<(), StoreError> {
     const SQL: &str = "UPDATE commands SET status = $3, result = $4 WHERE agent_id = $1 AND id = $2 \
-        AND status NOT IN ('done', 'failed')";
+        AND status NOT IN ('done', 'failed') RETURNING kind, args";
     let status = if ok { "done" } else { "failed" };
-    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(agent).bind(id).bind(status).bind(says).execute(c).await?.rows_affected());
+    let ended: Option<(String, Json<Map<String, Value>>)> = on!(&mut tx.conn, |c| sqlx::query_as(SQL)
+        .bind(agent)
+        .bind(id)
+        .bind(status)
+        .bind(says)
+        .fetch_optional(c)
+        .await?);
+    let Some((kind, Json(args))) = ended.filter(|_| ok) else { return Ok(()) };
+    match kind.as_str() {
+        "set_interval" => {
+            let secs = args.get("seconds").and_then(Value::as_u64).and_then(|secs| u32::try_from(secs).ok());
+            agents::override_interval(tx, agent, secs).await?;
+        }
+        "set_model" => {
+            if let Some(model) = args.get("model").and_then(Value::as_str) {
+                agents::set_model(tx, agent, model).await?;
+            }
+        }
+        _ => return Ok(()),
+    }
+    tx.notices.push(Notice::Agent(agent));
     Ok(())
 }
 

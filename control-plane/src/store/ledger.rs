@@ -140,6 +140,31 @@ pub async fn move_credits(
     Ok(())
 }
 
+/// Gives what was reserved to the account it was spent on; the agent's own balance has changed when it was reserved.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn settle_reserved(
+    tx: &mut Tx,
+    state: &AgentState,
+    to: &'static str,
+    amount: i64,
+    reservation: Uuid,
+) -> Result<(), StoreError> {
+    let row = NewTransfer {
+        agent: state.id.uuid(),
+        kind: "settle",
+        from: RESERVED,
+        to,
+        amount,
+        balance_after: state.credits.micros(),
+        reference: Some(reservation.to_string()),
+    };
+    insert(tx, &[row]).await?;
+    add_to_account(tx, RESERVED, -amount).await?;
+    add_to_account(tx, to, amount).await
+}
+
 #[derive(FromRow)]
 pub(super) struct EntryRead {
     pub(super) id: Uuid,

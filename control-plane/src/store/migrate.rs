@@ -73,6 +73,24 @@ pub async fn migrate(db: &Db) -> Result<Vec<&'static str>, MigrateError> {
     Ok(done)
 }
 
+/// How many migrations are missing.
+///
+/// # Errors
+/// [`MigrateError`] when the database refuses or belongs to another version.
+pub async fn pending(db: &Db) -> Result<usize, MigrateError> {
+    let mut conn = db.dedicated().await?;
+    let applied: Result<Vec<String>, sqlx::Error> =
+        on!(&mut conn, |c| sqlx::query_scalar("SELECT name FROM migrations").fetch_all(c).await);
+    let postgres = conn.is_postgres();
+    let wanted = MIGRATIONS.iter().filter(|(_, engine, _)| *engine == For::Both || postgres);
+    Ok(match applied {
+        Ok(applied) => wanted.filter(|(name, ..)| !applied.iter().any(|known| known == name)).count(),
+        // Before the first migration there is no table of them.
+        Err(sqlx::Error::Database(_)) => wanted.count(),
+        Err(error) => return Err(StoreError::from(error).into()),
+    })
+}
+
 async fn apply(conn: &mut Conn, name: &str, sha256: &str, sql: &'static str) -> Result<(), StoreError> {
     const NOTE: &str = "INSERT INTO migrations (name, sha256) VALUES ($1, $2)";
     conn.run_raw(sql).await?;

@@ -1,7 +1,6 @@
 //! What all replicas must agree on: the operator token's hash, later the keys that sign orders and cookies.
 
-use crate::store::writer::Tx;
-use crate::store::{Conn, StoreError, on};
+use crate::store::{Conn, Db, StoreError, on};
 
 /// SHA-256 of the operator token, hex.
 pub const OPERATOR_TOKEN_HASH: &str = "operator_token_hash";
@@ -15,23 +14,44 @@ pub async fn read(conn: &mut Conn, name: &str) -> Result<Option<String>, StoreEr
     Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(name).fetch_optional(c).await?))
 }
 
-/// Writes a setting unless it is there; gives back what is there now.
-///
-/// # Errors
-/// [`StoreError`] when the database refuses or is away.
-pub async fn init(tx: &mut Tx, name: &str, value: &str) -> Result<String, StoreError> {
-    const SQL: &str = "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
-    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(name).bind(value).execute(c).await?.rows_affected());
-    read(&mut tx.conn, name).await?.ok_or(StoreError::Corrupt { table: "settings", column: "value" })
-}
+/// A connection for the few settings that are agreed on before the server runs.
+pub struct Direct(Conn);
 
-/// Writes a setting.
-///
-/// # Errors
-/// [`StoreError`] when the database refuses or is away.
-pub async fn write(tx: &mut Tx, name: &str, value: &str) -> Result<(), StoreError> {
-    const SQL: &str = "INSERT INTO settings (name, value) VALUES ($1, $2) \
-        ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(name).bind(value).execute(c).await?.rows_affected());
-    Ok(())
+impl Direct {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database is away.
+    pub async fn open(db: &Db) -> Result<Self, StoreError> {
+        Ok(Self(db.dedicated().await?))
+    }
+
+    /// Reads a setting.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database refuses or is away.
+    pub async fn read(&mut self, name: &str) -> Result<Option<String>, StoreError> {
+        read(&mut self.0, name).await
+    }
+
+    /// Writes a setting unless it is there; gives back what is there now, which every replica agrees on.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database refuses or is away.
+    pub async fn init(&mut self, name: &str, value: &str) -> Result<String, StoreError> {
+        const SQL: &str = "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+        on!(&mut self.0, |c| sqlx::query(SQL).bind(name).bind(value).execute(c).await?.rows_affected());
+        self.read(name).await?.ok_or(StoreError::Corrupt { table: "settings", column: "value" })
+    }
+
+    /// Writes a setting.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database refuses or is away.
+    pub async fn write(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
+        const SQL: &str = "INSERT INTO settings (name, value) VALUES ($1, $2) \
+            ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        on!(&mut self.0, |c| sqlx::query(SQL).bind(name).bind(value).execute(c).await?.rows_affected());
+        Ok(())
+    }
 }

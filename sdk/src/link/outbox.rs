@@ -17,12 +17,12 @@ use crate::link::spool::View;
 
 /// Most events sent and not acknowledged.
 pub(crate) const MAX_IN_FLIGHT: usize = 2000;
-/// Most bytes sent and not acknowledged.
-const MAX_IN_FLIGHT_BYTES: usize = 1024 * 1024;
+/// Most bytes sent and not acknowledged: what a heartbeat may have before it on a slow server.
+const MAX_IN_FLIGHT_BYTES: usize = 256 * 1024;
 /// Most events in one frame or request.
 pub(crate) const FRAME_EVENTS: usize = 200;
-/// Bytes after which a frame is closed: a heartbeat never waits behind more than one frame.
-pub(crate) const FRAME_BYTES: usize = 96 * 1024;
+/// Bytes after which a frame is closed.
+pub(crate) const FRAME_BYTES: usize = 48 * 1024;
 /// So many bytes just written are read without leaving the runtime: they are in the page cache.
 const WARM_BYTES: u64 = 64 * 1024;
 

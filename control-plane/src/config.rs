@@ -1,0 +1,370 @@
+//! Configuration: every option is a flag, an environment variable (`OTONIX_` and its name) and a key of the TOML file;
+//! flag wins over environment over file.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use otonix_sdk::money::MicroUsd;
+use otonix_sdk::prices::{ModelPrice, PriceTable};
+use otonix_sdk::secret::Secret;
+use otonix_sdk::standing::Thresholds;
+use serde::Deserialize;
+
+use crate::auth::Mode;
+
+/// The Otonix control plane.
+#[derive(Debug, Parser)]
+#[command(name = "otonix-control-plane", version)]
+pub struct Cli {
+    #[command(flatten)]
+    pub options: Options,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve REST and gRPC (the default).
+    Serve,
+    /// Bring the database up to date and stop.
+    Migrate,
+    /// Read the configuration, say what it comes to, and stop.
+    CheckConfig,
+    /// Tell what is wrong and what to do about it.
+    Doctor,
+    /// Prove that the books balance; exits non-zero when they do not.
+    Audit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ModeName {
+    Open,
+    Guarded,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+macro_rules! options {
+    ($($(#[$attr:meta])* $name:ident: $kind:ty,)*) => {
+        /// All options, as they were given.
+        #[derive(Debug, Default, Args, Deserialize)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct Options {
+            /// TOML file with any of these options.
+            #[arg(long, global = true, env = "OTONIX_CONFIG")]
+            #[serde(skip)]
+            config: Option<PathBuf>,
+            $($(#[$attr])* #[arg(long, global = true)] $name: Option<$kind>,)*
+        }
+
+        impl Options {
+            fn or(self, other: Self) -> Self {
+                Self { config: self.config, $($name: self.$name.or(other.$name),)* }
+            }
+        }
+    };
+}
+
+options! {
+    /// Address to listen on; port 0 takes any (default 127.0.0.1:8402).
+    #[arg(env = "OTONIX_LISTEN")]
+    listen: SocketAddr,
+    /// `sqlite://<path>` or `postgres://…` (default: otonix.db in the data directory).
+    #[arg(env = "OTONIX_DATABASE", hide_env_values = true)]
+    database: String,
+    /// File that holds the database URL.
+    #[arg(env = "OTONIX_DATABASE_FILE")]
+    database_file: PathBuf,
+    /// Where files are kept (default: $STATE_DIRECTORY, else ./.otonix).
+    #[arg(env = "OTONIX_DATA_DIR")]
+    data_dir: PathBuf,
+    /// `open` serves this machine without keys where the seed says so; `guarded` everyone, with keys.
+    #[arg(env = "OTONIX_MODE", value_enum)]
+    mode: ModeName,
+    /// The operator token (default: made at the first start, in the data directory).
+    #[arg(env = "OTONIX_OPERATOR_TOKEN", hide_env_values = true)]
+    operator_token: String,
+    /// File that holds the operator token.
+    #[arg(env = "OTONIX_OPERATOR_TOKEN_FILE")]
+    operator_token_file: PathBuf,
+    /// The URL that clients use (default: the listener's).
+    #[arg(env = "OTONIX_PUBLIC_URL")]
+    public_url: String,
+    /// Addresses whose X-Forwarded-For is believed; comma separated.
+    #[arg(env = "OTONIX_TRUSTED_PROXIES")]
+    trusted_proxies: String,
+    /// PEM file with the certificate chain.
+    #[arg(env = "OTONIX_TLS_CERT")]
+    tls_cert: PathBuf,
+    /// PEM file with the key.
+    #[arg(env = "OTONIX_TLS_KEY")]
+    tls_key: PathBuf,
+    /// Where the tiers begin, USDC (default 50/10/1).
+    #[arg(env = "OTONIX_TIERS")]
+    tiers: String,
+    /// How long an agent that was never funded lives, seconds (default 86400).
+    #[arg(env = "OTONIX_FUNDING_GRACE")]
+    funding_grace: u64,
+    /// TOML or JSON file with prices of models, USDC per million tokens: `model = { input, output, cached }`.
+    #[arg(env = "OTONIX_PRICE_TABLE")]
+    price_table: PathBuf,
+    /// Actions and usage records older than this are deleted (default: never).
+    #[arg(env = "OTONIX_RETENTION_DAYS")]
+    retention_days: u32,
+    /// Requests a second that one address may make without key or token; 0 for no limit (default 200).
+    #[arg(env = "OTONIX_RATE_LIMIT")]
+    rate_limit: u32,
+    /// Log filter (default info).
+    #[arg(env = "OTONIX_LOG")]
+    log: String,
+    /// Log format (default: human on a terminal, else json).
+    #[arg(env = "OTONIX_LOG_FORMAT", value_enum)]
+    log_format: LogFormat,
+    /// File with the key that settles payments. Until payments are served it only makes `guarded` the default mode.
+    #[arg(env = "OTONIX_SETTLE_KEY_FILE")]
+    settle_key_file: PathBuf,
+    /// Vercel API token. Until domains are sold it only makes `guarded` the default mode.
+    #[arg(env = "OTONIX_VERCEL_TOKEN", hide_env_values = true)]
+    vercel_token: String,
+    /// File that holds the Vercel token.
+    #[arg(env = "OTONIX_VERCEL_TOKEN_FILE")]
+    vercel_token_file: PathBuf,
+    /// Cherry Servers API token. Until servers are sold it only makes `guarded` the default mode.
+    #[arg(env = "OTONIX_CHERRY_TOKEN", hide_env_values = true)]
+    cherry_token: String,
+    /// File that holds the Cherry Servers token.
+    #[arg(env = "OTONIX_CHERRY_TOKEN_FILE")]
+    cherry_token_file: PathBuf,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub database: Secret,
+    pub data_dir: PathBuf,
+    pub mode: Mode,
+    pub operator_token: Option<Secret>,
+    /// As configured, without a slash at its end.
+    pub public_url: Option<String>,
+    pub trusted_proxies: Vec<IpAddr>,
+    pub tls: Option<(PathBuf, PathBuf)>,
+    pub tiers: Thresholds,
+    pub funding_grace: Duration,
+    pub price_table: Option<PathBuf>,
+    pub retention_days: Option<u32>,
+    pub rate_limit: u32,
+    pub log: String,
+    pub log_format: Option<LogFormat>,
+}
+
+impl Options {
+    /// Reads the file, fills in defaults and checks everything.
+    ///
+    /// # Errors
+    /// What is wrong, naming the option.
+    pub fn settings(self) -> anyhow::Result<Settings> {
+        let file = match &self.config {
+            Some(path) => read_options(path)?,
+            None => Self::default(),
+        };
+        self.or(file).resolve()
+    }
+
+    fn resolve(self) -> anyhow::Result<Settings> {
+        let listen = self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8402)));
+        let data_dir = self.data_dir.or_else(state_directory).unwrap_or_else(|| PathBuf::from(".otonix"));
+        let database = secret("database", self.database, self.database_file)?;
+        let database = database
+            .unwrap_or_else(|| Secret::new(format!("sqlite://{}", data_dir.join("otonix.db").display())));
+        let vendor_token = self.settle_key_file.is_some()
+            | secret("vercel-token", self.vercel_token, self.vercel_token_file)?.is_some()
+            | secret("cherry-token", self.cherry_token, self.cherry_token_file)?.is_some();
+        let operator_token = secret("operator-token", self.operator_token, self.operator_token_file)?;
+        if operator_token.as_ref().is_some_and(|token| token.expose().len() < 16) {
+            bail!("operator-token must have at least 16 characters");
+        }
+        let mode = mode(self.mode, listen, vendor_token)?;
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => bail!("tls-cert and tls-key go together"),
+        };
+        let public_url = self.public_url.filter(|url| !url.is_empty());
+        if let Some(url) = &public_url
+            && !(url.starts_with("http://") || url.starts_with("https://"))
+        {
+            bail!("public-url must start with http:// or https://");
+        }
+        Ok(Settings {
+            listen,
+            database,
+            data_dir,
+            mode,
+            operator_token,
+            public_url: public_url.map(|url| url.trim_end_matches('/').to_owned()),
+            trusted_proxies: addresses(self.trusted_proxies.as_deref().unwrap_or(""))?,
+            tls,
+            tiers: match self.tiers {
+                Some(text) => text.parse().map_err(|why| anyhow::anyhow!("tiers: {why}"))?,
+                None => Thresholds::default(),
+            },
+            funding_grace: Duration::from_secs(self.funding_grace.unwrap_or(86_400).min(3_155_760_000)),
+            price_table: self.price_table,
+            retention_days: self.retention_days.filter(|days| *days > 0),
+            rate_limit: self.rate_limit.unwrap_or(200),
+            log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
+            log_format: self.log_format,
+        })
+    }
+}
+
+impl Settings {
+    /// The URLs under which clients may know this server, for wallet proofs: the public one, else the listener's.
+    pub fn proof_urls(&self) -> Vec<String> {
+        if let Some(url) = &self.public_url {
+            return vec![url.clone()];
+        }
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut urls = vec![format!("{scheme}://{}", self.listen)];
+        if self.listen.ip().is_loopback() {
+            let port = self.listen.port();
+            urls.extend(["127.0.0.1", "localhost", "[::1]"].map(|host| format!("{scheme}://{host}:{port}")));
+        }
+        urls
+    }
+
+    /// The prices in force.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn prices(&self) -> anyhow::Result<PriceTable> {
+        let Some(path) = &self.price_table else { return Ok(PriceTable::default()) };
+        read_prices(path).with_context(|| format!("price-table {}", path.display()))
+    }
+}
+
+fn mode(asked: Option<ModeName>, listen: SocketAddr, vendor_token: bool) -> anyhow::Result<Mode> {
+    match asked {
+        Some(ModeName::Guarded) => Ok(Mode::Guarded),
+        Some(ModeName::Open) if listen.ip().is_loopback() => Ok(Mode::Open),
+        Some(ModeName::Open) => bail!("mode open serves this machine only: listen on a loopback address"),
+        None if listen.ip().is_loopback() && !vendor_token => Ok(Mode::Open),
+        None => Ok(Mode::Guarded),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one home of the environment")]
+fn state_directory() -> Option<PathBuf> {
+    let dirs = std::env::var("STATE_DIRECTORY").ok()?;
+    dirs.split(':').next().filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+fn secret(name: &str, value: Option<String>, file: Option<PathBuf>) -> anyhow::Result<Option<Secret>> {
+    if let Some(value) = value.filter(|value| !value.is_empty()) {
+        return Ok(Some(Secret::new(value)));
+    }
+    let Some(path) = file else { return Ok(None) };
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{name}-file {}", path.display()))?;
+    let secret = Secret::from_file_text(text);
+    if secret.expose().is_empty() {
+        bail!("{name}-file {} is empty", path.display());
+    }
+    Ok(Some(secret))
+}
+
+fn addresses(text: &str) -> anyhow::Result<Vec<IpAddr>> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| part.parse().with_context(|| format!("trusted-proxies: `{part}` is no IP address")))
+        .collect()
+}
+
+fn read_options(path: &Path) -> anyhow::Result<Options> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("config {}", path.display()))?;
+    let table: toml::Table = text.parse().with_context(|| format!("config {}", path.display()))?;
+    // Both spellings of a key are fine, as in the environment.
+    let table: toml::Table = table.into_iter().map(|(key, value)| (key.replace('_', "-"), value)).collect();
+    table.try_into().with_context(|| format!("config {}", path.display()))
+}
+
+fn read_prices(path: &Path) -> anyhow::Result<PriceTable> {
+    let text = std::fs::read_to_string(path)?;
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return Ok(serde_json::from_str(&text)?);
+    }
+    let table: BTreeMap<String, BTreeMap<String, toml::Value>> = toml::from_str(&text)?;
+    let mut prices = BTreeMap::new();
+    for (model, mut parts) in table {
+        let mut part = |name: &str| -> anyhow::Result<Option<MicroUsd>> {
+            let Some(value) = parts.remove(name) else { return Ok(None) };
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let price = MicroUsd::parse(&text).with_context(|| format!("{model}.{name}"))?;
+            if price.is_negative() {
+                bail!("{model}.{name} must not be negative");
+            }
+            Ok(Some(price))
+        };
+        let input = part("input")?.with_context(|| format!("{model}.input is missing"))?;
+        let output = part("output")?.with_context(|| format!("{model}.output is missing"))?;
+        let cached = part("cached")?;
+        if let Some(unknown) = parts.keys().next() {
+            bail!("{model}.{unknown} is not known");
+        }
+        prices.insert(model, ModelPrice { input, output, cached });
+    }
+    Ok(PriceTable::new(prices))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(toml: &str) -> anyhow::Result<Settings> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, toml)?;
+        read_options(&path)?.resolve()
+    }
+
+    #[test]
+    fn loopback_is_open_and_everything_else_guarded() {
+        assert_eq!(resolve("").expect("reads").mode, Mode::Open);
+        assert_eq!(resolve("listen = '0.0.0.0:1'").expect("reads").mode, Mode::Guarded);
+        assert_eq!(resolve("vercel_token = 'x'").expect("reads").mode, Mode::Guarded);
+        assert_eq!(resolve("vercel_token = 'x'\nmode = 'open'").expect("reads").mode, Mode::Open);
+        assert!(resolve("listen = '0.0.0.0:1'\nmode = 'open'").is_err());
+    }
+
+    #[test]
+    fn unknown_keys_and_half_pairs_are_errors() {
+        for bad in ["lisen = '127.0.0.1:1'", "tls-cert = 'a'", "tiers = '1/2/3'", "operator-token = 'short'"] {
+            assert!(resolve(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn prices_are_read_exactly_from_toml() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("p.toml");
+        std::fs::write(&path, "m = { input = 0.1, output = \"2.000001\", cached = 0 }").expect("writes");
+        let table = read_prices(&path).expect("reads");
+        assert_eq!(table.cost("m", 1_000_000, 0, 0), Some(MicroUsd::from_micros(100_000)));
+        assert_eq!(table.cost("m", 0, 1_000_000, 0), Some(MicroUsd::from_micros(2_000_001)));
+    }
+}

@@ -1,0 +1,125 @@
+//! Tells what is wrong with an installation and what to do about it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::ExitCode;
+
+use crate::auth::Mode;
+use crate::config::Settings;
+use crate::net::Tls;
+use crate::store::{Db, audit, migrate};
+
+/// What the configuration comes to, without secrets.
+///
+/// # Errors
+/// When a file that it names cannot be read.
+pub fn summary(settings: &Settings) -> anyhow::Result<String> {
+    let prices = settings.prices()?;
+    let database = settings.database.expose();
+    let database = if database.starts_with("sqlite://") { database } else { "postgres (URL not shown)" };
+    let mode = match settings.mode {
+        Mode::Open => "open",
+        Mode::Guarded => "guarded",
+    };
+    let tiers = settings.tiers;
+    Ok(format!(
+        "listen = {}\nmode = {mode}\ndatabase = {database}\ndata-dir = {}\ntls = {}\npublic-url = {}\n\
+         tiers = {}/{}/{}\nfunding-grace = {} s\nprice-table = {} models, version {}\nretention-days = {}\n\
+         rate-limit = {}",
+        settings.listen,
+        settings.data_dir.display(),
+        if settings.tls.is_some() { "on" } else { "off" },
+        settings.proof_urls().first().map_or("", String::as_str),
+        tiers.full_above,
+        tiers.conservation_from,
+        tiers.critical_from,
+        settings.funding_grace.as_secs(),
+        prices.prices().len(),
+        prices.version(),
+        settings.retention_days.map_or("for ever".to_owned(), |days| days.to_string()),
+        settings.rate_limit,
+    ))
+}
+
+struct Findings(Vec<(bool, String)>);
+
+impl Findings {
+    fn good(&mut self, what: impl Into<String>) {
+        self.0.push((true, what.into()));
+    }
+
+    fn bad(&mut self, what: impl Into<String>) {
+        self.0.push((false, what.into()));
+    }
+}
+
+/// Looks at everything; exits non-zero when something is wrong.
+///
+/// # Errors
+/// None so far: what goes wrong is a finding.
+#[expect(clippy::print_stdout, reason = "what the command answers")]
+pub async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let mut findings = Findings(Vec::new());
+    data_dir(settings, &mut findings);
+    if let Err(error) = settings.prices() {
+        findings.bad(format!("{error:#}: correct the price table"));
+    }
+    if let Some((cert, key)) = &settings.tls {
+        match Tls::load(cert, key) {
+            Ok(_) => findings.good("TLS certificate and key fit"),
+            Err(error) => findings.bad(format!("TLS: {error}: give a PEM chain and its key")),
+        }
+    } else if !settings.listen.ip().is_loopback() {
+        findings.bad("the server listens on the network without TLS: set tls-cert and tls-key, or put a proxy before it");
+    }
+    database(settings, &mut findings).await;
+    for (good, what) in &findings.0 {
+        println!("{} {what}", if *good { "ok  " } else { "BAD " });
+    }
+    let well = findings.0.iter().all(|(good, _)| *good);
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn data_dir(settings: &Settings, findings: &mut Findings) {
+    let dir = &settings.data_dir;
+    match fs::metadata(dir) {
+        Err(error) => findings.bad(format!("data-dir {}: {error}: the first start makes it", dir.display())),
+        Ok(meta) if meta.permissions().mode() & 0o077 != 0 => {
+            findings.bad(format!("data-dir {} is open to other users: chmod 700 it", dir.display()));
+        }
+        Ok(_) => findings.good(format!("data-dir {} is private", dir.display())),
+    }
+    let token = dir.join("operator-token");
+    if let Ok(meta) = fs::metadata(&token)
+        && meta.permissions().mode() & 0o077 != 0
+    {
+        findings.bad(format!("{} can be read by other users: chmod 600 it", token.display()));
+    }
+}
+
+async fn database(settings: &Settings, findings: &mut Findings) {
+    let db = match Db::connect(settings.database.expose()).await {
+        Ok(db) => db,
+        Err(error) => {
+            findings.bad(format!("the database cannot be opened: {error:#}: check its URL and that it runs"));
+            return;
+        }
+    };
+    match migrate::pending(&db).await {
+        Ok(0) => findings.good("the database is up to date"),
+        Ok(n) => {
+            findings.bad(format!("{n} migrations are missing: run `migrate` or start the server"));
+            return;
+        }
+        Err(error) => {
+            findings.bad(format!("the database: {error}"));
+            return;
+        }
+    }
+    let books = async { audit::books(&mut db.dedicated().await?).await };
+    match books.await {
+        Ok(books) if books.differences().is_empty() => findings.good("the books balance"),
+        Ok(_) => findings.bad("the books do not balance: run `audit`"),
+        Err(error) => findings.bad(format!("the books cannot be read: {error}")),
+    }
+}

@@ -1,0 +1,264 @@
+//! Answers: JSON bodies, pages with their `Link`, and answers kept for repeats.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::DateTime;
+use http::header::{CONTENT_TYPE, LINK};
+use http::{HeaderValue, StatusCode};
+use otonix_sdk::error::{ErrorCode, Problem};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::rest::call::{Call, form_pairs};
+use crate::rest::problem;
+use crate::store::idempotency::{self, Idem, StoredAnswer};
+use crate::store::list::{Cursor, Page, Param, Query};
+use crate::store::writer::{Target, Written};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// A JSON answer.
+pub fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => raw(status, Body::from(bytes)),
+        Err(why) => Error::internal(format!("an answer cannot be written: {why}")).into_response(),
+    }
+}
+
+fn raw(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+/// An answer as it is kept.
+pub fn stored<T: Serialize>(status: StatusCode, body: &T) -> StoredAnswer {
+    let body = serde_json::to_string(body).unwrap_or_else(|_| "{}".to_owned());
+    StoredAnswer { status: status.as_u16(), body, fingerprint: [0; 32] }
+}
+
+/// What a write answers: what it did now, or what it answered before.
+pub fn written<T: Serialize>(call: &Call, status: StatusCode, done: Written<T>) -> Response {
+    match done {
+        Written::Fresh(done) => json(status, &done),
+        Written::Replayed(answer) => replay(call.idem(), answer),
+    }
+}
+
+fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
+    if idem.is_some_and(|idem| idem.fingerprint != answer.fingerprint) {
+        return Error::conflict(
+            ErrorCode::IdempotencyKeyReused,
+            "this Idempotency-Key was used with another request",
+        )
+        .into_response();
+    }
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = raw(status, Body::from(answer.body.clone()));
+    if !status.is_success()
+        && let Ok(problem) = serde_json::from_str::<Problem>(&answer.body)
+    {
+        let code = ErrorCode::parse(&problem.code).unwrap_or(ErrorCode::Conflict);
+        response.extensions_mut().insert(problem::Pending { code, detail: problem.detail });
+    }
+    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    response
+}
+
+/// The turn of a request with an idempotency key; ends when dropped.
+struct Turn {
+    app: Arc<App>,
+    scope: [u8; 32],
+}
+
+impl Turn {
+    fn take(app: &Arc<App>, scope: [u8; 32]) -> Option<Self> {
+        app.shared.running.lock().insert(scope).then(|| Self { app: Arc::clone(app), scope })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.app.shared.running.lock().remove(&self.scope);
+    }
+}
+
+/// Runs a POST once per idempotency key: a repeat gets the stored answer, a parallel one is told to wait.
+/// What is refused for good is kept too.
+pub async fn once<F, H>(call: Call, handler: H) -> Response
+where
+    H: FnOnce(Call) -> F,
+    F: Future<Output = Result<Response, Error>>,
+{
+    let Some(idem) = call.idem() else {
+        return handler(call).await.unwrap_or_else(Error::into_response);
+    };
+    let app = Arc::clone(&call.app);
+    let Some(_turn) = Turn::take(&app, idem.scope) else {
+        return Error::conflict(
+            ErrorCode::IdempotencyInProgress,
+            "a request with this Idempotency-Key is still running",
+        )
+        .into_response();
+    };
+    let before =
+        app.db.read(move |conn| Box::pin(async move { idempotency::answer(conn, idem.scope).await })).await;
+    match before {
+        Ok(Some(answer)) => return replay(Some(idem), answer),
+        Ok(None) => {}
+        Err(error) => return Error::Store(error).into_response(),
+    }
+    match handler(call).await {
+        Ok(response) => response,
+        Err(error) if is_final(&error) => {
+            let status = problem::status(&error);
+            let body = problem::body(status, error.code(), problem::detail(&error), String::new());
+            let answer = StoredAnswer { fingerprint: idem.fingerprint, ..stored(status, &body) };
+            let kept = app.writer.apply(Target::Shared, move |tx| {
+                Box::pin(async move {
+                    if let idempotency::Claim::New = idempotency::claim(tx, &idem).await? {
+                        idempotency::store(tx, &idem, &answer).await?;
+                    }
+                    Ok(())
+                })
+            });
+            match kept.await {
+                Ok(()) => error.into_response(),
+                Err(failed) => failed.into_response(),
+            }
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Whether the same request would be refused for ever.
+fn is_final(error: &Error) -> bool {
+    let status = problem::status(error);
+    let passing = [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::PAYMENT_REQUIRED,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    status.is_client_error() && !passing.contains(&status)
+}
+
+/// The most rows of a page.
+const MAX_LIMIT: i64 = 1000;
+const DEFAULT_LIMIT: i64 = 100;
+
+/// The filters that a list knows, by their names in the query.
+pub struct Filters {
+    /// `agentId`, as a condition.
+    pub agent: Option<&'static str>,
+    /// `status` with its values.
+    pub status: &'static [&'static str],
+    /// Whether rows have a category.
+    pub category: bool,
+    /// Whether `since` and `until` apply.
+    pub time: bool,
+}
+
+fn bad_query(field: &str, why: &str) -> Error {
+    Error::Invalid { code: ErrorCode::InvalidQuery, field: field.to_owned(), why: why.to_owned() }
+}
+
+/// Reads `limit`, `cursor` and the filters of a list.
+///
+/// # Errors
+/// 400 naming the parameter.
+pub fn list_query(call: &Call, filters: &Filters) -> Result<Query, Error> {
+    let mut query = Query { limit: DEFAULT_LIMIT, ..Query::default() };
+    if let Some(text) = call.query("limit") {
+        let limit = text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+        query.limit = limit.ok_or_else(|| bad_query("limit", "must be 1 to 1000"))?;
+    }
+    if let Some(text) = call.query("cursor").filter(|text| !text.is_empty()) {
+        query.after = Some(read_cursor(&text).ok_or_else(|| bad_query("cursor", "is not one of ours"))?);
+    }
+    if let (Some(condition), Some(text)) = (filters.agent, call.query("agentId")) {
+        let id = Uuid::try_parse(&text).map_err(|_| bad_query("agentId", "must be a UUID"))?;
+        query.filter(condition, Param::Id(id));
+    }
+    if let (false, Some(text)) = (filters.status.is_empty(), call.query("status")) {
+        if !filters.status.contains(&text.as_str()) {
+            return Err(bad_query("status", &format!("must be one of {}", filters.status.join(", "))));
+        }
+        query.filter("status = ", Param::Text(text));
+    }
+    if let (true, Some(text)) = (filters.category, call.query("category")) {
+        otonix_sdk::limits::check_slug("category", &text).map_err(|why| bad_query("category", &why.why))?;
+        query.filter("category = ", Param::Text(text));
+    }
+    for (name, condition) in [("since", "created_at >= "), ("until", "created_at <= ")] {
+        if let (true, Some(text)) = (filters.time, call.query(name)) {
+            let at = DateTime::parse_from_rfc3339(&text)
+                .map_err(|_| bad_query(name, "must be an RFC 3339 time"))?
+                .to_utc();
+            query.filter(condition, Param::Time(otonix_sdk::clock::to_micros(at)));
+        }
+    }
+    Ok(query)
+}
+
+fn write_cursor(cursor: Cursor) -> String {
+    let mut bytes = cursor.created_at.timestamp_micros().to_be_bytes().to_vec();
+    bytes.extend(cursor.id.as_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read_cursor(text: &str) -> Option<Cursor> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let (micros, id) = bytes.split_at_checked(8)?;
+    let created_at = DateTime::from_timestamp_micros(i64::from_be_bytes(micros.try_into().ok()?))?;
+    Some(Cursor { created_at, id: Uuid::from_slice(id).ok()? })
+}
+
+/// A page as a plain array; the next one is in `Link`.
+pub fn page<T: Serialize>(call: &Call, rows: &[T], next: Option<Cursor>) -> Response {
+    let mut response = json(StatusCode::OK, &rows);
+    if let Some(next) = next {
+        let others: Vec<String> = form_pairs(call.uri.query().unwrap_or(""))
+            .filter(|(key, _)| key != "cursor")
+            .map(|(key, value)| format!("{}={}", encode(&key), encode(&value)))
+            .chain([format!("cursor={}", write_cursor(next))])
+            .collect();
+        let link = format!("<{}?{}>; rel=\"next\"", call.uri.path(), others.join("&"));
+        if let Ok(value) = HeaderValue::from_str(&link) {
+            response.headers_mut().insert(LINK, value);
+        }
+    }
+    response
+}
+
+fn encode(text: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
+    text.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// A page of rows that need a last touch each.
+pub fn page_of<T, U: Serialize>(call: &Call, page: Page<T>, show: impl Fn(T) -> U) -> Response {
+    let rows: Vec<U> = page.rows.into_iter().map(show).collect();
+    self::page(call, &rows, page.next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_read_back_and_foreign_ones_do_not() {
+        let cursor = Cursor { created_at: DateTime::from_timestamp_micros(1_234_567).expect("a time"), id: Uuid::max() };
+        assert_eq!(read_cursor(&write_cursor(cursor)), Some(cursor));
+        for bad in ["", "AAAA", "%%%", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
+            assert_eq!(read_cursor(bad), None, "{bad}");
+        }
+    }
+}

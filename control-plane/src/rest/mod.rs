@@ -1,0 +1,130 @@
+//! The REST contract: the table of routes, and one file of handlers a resource. A handler is decode → service → encode.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{self, MethodFilter};
+use otonix_sdk::error::ErrorCode;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::rest::call::Call;
+
+pub mod answer;
+pub mod call;
+pub mod front;
+pub mod problem;
+pub mod sanitise;
+
+mod agents;
+mod keys;
+mod records;
+mod system;
+mod vendors;
+
+/// What a handler gives back before it is encoded.
+type Answered = Result<Response, Error>;
+
+macro_rules! routes {
+    ($($method:ident $path:literal => $wrap:ident $handler:path;)*) => {
+        /// Every route: method and path, as in the contract.
+        pub const ROUTES: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
+
+        fn table(mut router: Router<Arc<App>>) -> Router<Arc<App>> {
+            $(router = router.route($path, routing::on(MethodFilter::$method, $wrap!($handler)));)*
+            router
+        }
+    };
+}
+
+/// A route that reads, or whose repeat does no harm.
+macro_rules! plain {
+    ($handler:path) => {
+        |call: Call| async move { $handler(call).await.unwrap_or_else(Error::into_response) }
+    };
+}
+
+/// A POST that takes an idempotency key.
+macro_rules! once {
+    ($handler:path) => {
+        |call: Call| answer::once(call, $handler)
+    };
+}
+
+routes! {
+    POST "/api/keys/generate" => once keys::generate;
+    GET "/api/keys" => plain keys::list;
+    DELETE "/api/keys/{id}" => plain keys::revoke;
+    POST "/api/agents/register" => once agents::register;
+    GET "/api/agents" => plain agents::list;
+    GET "/api/agents/{id}" => plain agents::agent;
+    POST "/api/agents/{id}/heartbeat" => once agents::heartbeat;
+    GET "/api/agents/{id}/actions" => plain agents::actions;
+    POST "/api/agents/{id}/actions" => once agents::log_action;
+    POST "/api/agents/{id}/grant" => once agents::grant;
+    POST "/api/agents/{id}/kill" => once agents::kill;
+    GET "/api/agents/{id}/commands" => plain agents::commands;
+    POST "/api/agents/{id}/commands" => once agents::command;
+    GET "/api/agents/{id}/ledger" => plain agents::ledger;
+    POST "/api/agents/{id}/events" => once agents::events;
+    GET "/api/agent-actions" => plain agents::feed;
+    GET "/api/sandboxes" => plain records::sandboxes;
+    POST "/api/sandboxes" => once records::create_sandbox;
+    GET "/api/sandboxes/{id}" => plain records::sandbox;
+    GET "/api/domains" => plain records::domains;
+    POST "/api/domains" => once records::create_domain;
+    GET "/api/domains/{id}" => plain records::domain;
+    PATCH "/api/domains/{id}" => plain records::update_domain;
+    GET "/api/compute-logs" => plain records::usage;
+    POST "/api/compute-logs" => once records::log_usage;
+    GET "/api/transactions" => plain records::transactions;
+    POST "/api/transactions" => once records::create_transaction;
+    GET "/api/price-table" => plain system::price_table;
+    GET "/api/auth/status" => plain system::auth_status;
+    GET "/api/autonomic/status" => plain system::autonomic_status;
+    GET "/api/x402/config" => plain vendors::x402_config;
+    GET "/api/vercel/status" => plain vendors::status;
+    GET "/api/vercel/payment-config" => plain vendors::x402_config;
+    POST "/api/vercel/check" => once vendors::check;
+    POST "/api/vercel/register" => once vendors::buy_domain;
+    GET "/api/vercel/domains" => plain vendors::own_things;
+    GET "/api/vercel/dns/{domain}" => plain vendors::own_things;
+    POST "/api/vercel/dns/{domain}" => once vendors::own_things;
+    DELETE "/api/vercel/dns/{domain}/{recordId}" => plain vendors::own_things;
+    GET "/api/cherry/status" => plain vendors::status;
+    GET "/api/cherry/plans" => plain vendors::catalogue;
+    GET "/api/cherry/regions" => plain vendors::catalogue;
+    GET "/api/cherry/images" => plain vendors::catalogue;
+    GET "/api/cherry/teams" => plain vendors::operators;
+    GET "/api/cherry/projects/{teamId}" => plain vendors::operators;
+    GET "/api/cherry/servers/{id}" => plain vendors::own_things;
+    POST "/api/cherry/servers/{id}" => once vendors::buy_server;
+    DELETE "/api/cherry/servers/{id}" => plain vendors::act_on_server;
+    POST "/api/cherry/servers/{id}/actions" => once vendors::act_on_server;
+    GET "/healthz" => plain system::healthz;
+    GET "/readyz" => plain system::readyz;
+    GET "/metrics" => plain system::metrics;
+}
+
+/// The router of all routes.
+pub fn router(app: Arc<App>) -> Router {
+    let no_route = || async {
+        Error::Malformed { code: ErrorCode::NoRoute, detail: "there is no such route".to_owned() }.into_response()
+    };
+    let no_method = || async {
+        let detail = "this route does not take that method".to_owned();
+        Error::Malformed { code: ErrorCode::MethodNotAllowed, detail }.into_response()
+    };
+    table(Router::new()).fallback(no_route).method_not_allowed_fallback(no_method).with_state(app)
+}
+
+/// The id in a path, its segment `index` counted from 0.
+///
+/// # Errors
+/// 404 when it is no id: there is no such thing.
+fn id_at<T: FromStr>(call: &Call, index: usize, what: &'static str) -> Result<T, Error> {
+    let segment = call.uri.path().split('/').filter(|part| !part.is_empty()).nth(index).unwrap_or("");
+    segment.parse().map_err(|_| Error::not_found(what, segment.chars().take(64).collect::<String>()))
+}

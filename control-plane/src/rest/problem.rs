@@ -1,0 +1,121 @@
+//! Domain errors as HTTP: the only place that chooses a status.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, StatusCode};
+use otonix_sdk::error::{ErrorCode, Problem};
+
+use crate::error::Error;
+use crate::store::StoreError;
+
+/// An error on its way out; the front adds the request's id and writes the body.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    pub code: ErrorCode,
+    pub detail: String,
+}
+
+/// The status of an error.
+pub fn status(error: &Error) -> StatusCode {
+    match error {
+        Error::NotFound { .. } => StatusCode::NOT_FOUND,
+        Error::Conflict { .. } | Error::NewEpochRequired | Error::Superseded => StatusCode::CONFLICT,
+        Error::Invalid { .. } => StatusCode::BAD_REQUEST,
+        Error::Malformed { code, .. } => match code {
+            ErrorCode::NoRoute => StatusCode::NOT_FOUND,
+            ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            ErrorCode::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        },
+        Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
+        Error::Forbidden { .. } => StatusCode::FORBIDDEN,
+        Error::Busy { code: ErrorCode::RateLimited, .. } => StatusCode::TOO_MANY_REQUESTS,
+        Error::Busy { .. } | Error::NotConfigured { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull) => StatusCode::SERVICE_UNAVAILABLE,
+        Error::Store(StoreError::Taken(_)) => StatusCode::CONFLICT,
+        Error::Store(StoreError::Corrupt { .. } | StoreError::Sql(_)) | Error::Internal(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+fn retry_after(error: &Error) -> Option<Duration> {
+    match error {
+        Error::Busy { retry_after, .. } => Some(*retry_after),
+        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull) => Some(Duration::from_secs(1)),
+        Error::NotConfigured { .. } => Some(Duration::from_secs(3600)),
+        Error::Conflict { code: ErrorCode::IdempotencyInProgress, .. } => Some(Duration::from_secs(1)),
+        _ => None,
+    }
+}
+
+/// What the caller is told; sources of faults stay here.
+pub fn detail(error: &Error) -> String {
+    match error {
+        Error::Store(StoreError::Unavailable(_)) => {
+            "the database is away; a write may have happened, the same Idempotency-Key tells".to_owned()
+        }
+        Error::Store(StoreError::QueueFull) => "the server has more to write than it can; try again".to_owned(),
+        Error::Store(StoreError::Taken(_)) => "a unique value is taken".to_owned(),
+        Error::Store(StoreError::Corrupt { .. } | StoreError::Sql(_)) | Error::Internal(_) => {
+            "an internal error; the server's log has it under this request id".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// The body of an error.
+pub fn body(status: StatusCode, code: ErrorCode, detail: String, request_id: String) -> Problem {
+    Problem {
+        kind: "about:blank".into(),
+        title: status.canonical_reason().unwrap_or("Error").into(),
+        status: status.as_u16(),
+        error: detail.clone(),
+        detail,
+        code: code.as_str().into(),
+        request_id,
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let status = status(&self);
+        if status.is_server_error() {
+            match &self {
+                Self::Store(StoreError::Sql(source)) => tracing::error!(error = %source, "a statement failed"),
+                Self::Store(StoreError::Unavailable(source)) => tracing::debug!(error = %source, "no database"),
+                Self::Internal(what) => tracing::error!(error = %what, "an internal error"),
+                Self::Store(other) => tracing::error!(error = %other, "a store error"),
+                _ => {}
+            }
+        }
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = status;
+        if let Some(wait) = retry_after(&self) {
+            let secs = wait.as_secs_f64().ceil().max(1.0);
+            if let Ok(value) = HeaderValue::from_str(&format!("{secs:.0}")) {
+                response.headers_mut().insert(RETRY_AFTER, value);
+            }
+        }
+        response.extensions_mut().insert(Pending { code: self.code(), detail: detail(&self) });
+        response
+    }
+}
+
+/// Writes the body of an error that a handler left pending.
+pub fn finish(mut response: Response, request_id: &str) -> Response {
+    let Some(pending) = response.extensions_mut().remove::<Pending>() else { return response };
+    let problem = body(response.status(), pending.code, pending.detail, request_id.to_owned());
+    let headers = response.headers_mut();
+    // The router has measured the empty body.
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
+    response
+}

@@ -1,0 +1,134 @@
+//! The server about itself.
+
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+use otonix_sdk::error::ErrorCode;
+use otonix_sdk::money::MicroUsd;
+use serde_json::json as object;
+
+use crate::auth::{Mode, Principal};
+use crate::error::Error;
+use crate::rest::Answered;
+use crate::rest::answer::json;
+use crate::rest::call::Call;
+use crate::store::settings;
+
+pub async fn healthz(_: Call) -> Answered {
+    Ok(json(StatusCode::OK, &object!({ "status": "ok" })))
+}
+
+pub async fn readyz(call: Call) -> Answered {
+    if call.app.shared.is_draining() {
+        return Err(Error::Busy {
+            code: ErrorCode::Overloaded,
+            retry_after: std::time::Duration::from_secs(5),
+            detail: "the server is stopping",
+        });
+    }
+    let name = settings::OPERATOR_TOKEN_HASH;
+    call.app.db.read(move |conn| Box::pin(async move { settings::read(conn, name).await })).await?;
+    Ok(json(StatusCode::OK, &object!({ "status": "ready", "database": "ok" })))
+}
+
+pub async fn metrics(call: Call) -> Answered {
+    if !call.is_direct_local() {
+        call.caller.operator()?;
+    }
+    let shared = &call.app.shared;
+    let gauges = [
+        ("sessions", "Open sessions", shared.links.len() as u64),
+        ("agents_known", "Agents in memory", shared.fleet.len() as u64),
+        ("write_queue", "Writes that wait", call.app.writer.queued() as u64),
+        ("database_up", "Whether the last transaction found the database", u64::from(shared.is_database_up())),
+        ("connections", "Open connections", shared.net.open.load(Ordering::Relaxed)),
+    ];
+    let mut response = Response::new(Body::from(shared.metrics.render(&gauges)));
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+pub async fn auth_status(call: Call) -> Answered {
+    let mode = match call.caller.mode {
+        Mode::Open => "open",
+        Mode::Guarded => "guarded",
+    };
+    let (principal, owner, agent) = match call.caller.principal {
+        Principal::Operator => ("operator", None, None),
+        Principal::Key(key) => (key.kind.as_str(), Some(key.owner), key.agent),
+        Principal::Anonymous => ("anonymous", None, None),
+    };
+    let authenticated = call.caller.principal != Principal::Anonymous;
+    let body = object!({
+        "mode": mode,
+        "authenticated": authenticated,
+        "principal": principal,
+        "ownerId": owner,
+        "agentId": agent,
+    });
+    Ok(json(StatusCode::OK, &body))
+}
+
+pub async fn price_table(call: Call) -> Answered {
+    if call.caller.operator().is_err() {
+        call.caller.key()?;
+    }
+    #[derive(serde::Serialize)]
+    struct Table<'a> {
+        version: String,
+        currency: &'static str,
+        unit: &'static str,
+        prices: &'a otonix_sdk::prices::PriceTable,
+    }
+    let prices = &call.app.prices;
+    let table = Table { version: prices.version(), currency: "USDC", unit: "per million tokens", prices };
+    Ok(json(StatusCode::OK, &table))
+}
+
+pub async fn autonomic_status(call: Call) -> Answered {
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Status {
+        enabled: bool,
+        last_cycle_at: Option<chrono::DateTime<chrono::Utc>>,
+        total_renewal_attempts: u64,
+        total_renewal_successes: u64,
+        vercel_domains_configured: bool,
+        cherry_configured: bool,
+        renewal_window_days: u32,
+        healing_attempts: u64,
+        healing_successes: u64,
+        tier_changes: u64,
+        tier_thresholds: Thresholds,
+    }
+    #[derive(serde::Serialize)]
+    struct Thresholds {
+        full: MicroUsd,
+        conservation: MicroUsd,
+        critical: MicroUsd,
+    }
+    let app = &call.app;
+    let tiers = app.settings.tiers;
+    let status = Status {
+        enabled: true,
+        last_cycle_at: app.shared.last_cycle(),
+        total_renewal_attempts: 0,
+        total_renewal_successes: 0,
+        vercel_domains_configured: false,
+        cherry_configured: false,
+        renewal_window_days: 30,
+        healing_attempts: app.shared.metrics.healing_attempts.get(),
+        healing_successes: app.shared.metrics.healing_successes.get(),
+        tier_changes: app.shared.metrics.tier_changes.get(),
+        tier_thresholds: Thresholds {
+            full: tiers.full_above,
+            conservation: tiers.conservation_from,
+            critical: tiers.critical_from,
+        },
+    };
+    Ok(json(StatusCode::OK, &status))
+}

@@ -1,0 +1,89 @@
+//! The routes of payments and vendors while neither is configured: they exist, check who is asking, and say so.
+
+use http::StatusCode;
+use otonix_sdk::error::ErrorCode;
+use serde_json::json as object;
+
+use crate::error::Error;
+use crate::rest::Answered;
+use crate::rest::answer::json;
+use crate::rest::call::Call;
+
+fn no_payments() -> Error {
+    Error::NotConfigured {
+        code: ErrorCode::PaymentsNotConfigured,
+        detail: "payments are not configured on this server",
+    }
+}
+
+fn no_vendor() -> Error {
+    Error::NotConfigured {
+        code: ErrorCode::UpstreamNotConfigured,
+        detail: "this vendor is not configured on this server",
+    }
+}
+
+pub async fn x402_config(_: Call) -> Answered {
+    let body = object!({
+        "enabled": false,
+        "configured": false,
+        "x402Version": 2,
+        "versions": [1, 2],
+        "network": "eip155:8453",
+        "chainId": 8453,
+        "asset": "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
+        "assetName": "USDC",
+        "decimals": 6,
+        "treasury": null,
+        "orderTtlSeconds": 900,
+        "schemes": [],
+        "confirmations": [],
+        "minExact": null,
+    });
+    Ok(json(StatusCode::OK, &body))
+}
+
+pub async fn status(_: Call) -> Answered {
+    Ok(json(StatusCode::OK, &object!({ "configured": false })))
+}
+
+/// Anyone in open mode; else any key, or the operator.
+pub async fn check(call: Call) -> Answered {
+    if !call.caller.is_unrestricted() {
+        call.caller.key()?;
+    }
+    Err(no_vendor())
+}
+
+pub async fn buy_domain(_: Call) -> Answered {
+    Err(no_payments())
+}
+
+pub async fn buy_server(call: Call) -> Answered {
+    call.caller.key()?;
+    Err(no_payments())
+}
+
+/// Managed things: a key its own, the operator all.
+pub async fn own_things(call: Call) -> Answered {
+    if !call.caller.is_unrestricted() {
+        call.caller.key()?;
+    }
+    Err(no_vendor())
+}
+
+pub async fn catalogue(_: Call) -> Answered {
+    Err(no_vendor())
+}
+
+pub async fn operators(call: Call) -> Answered {
+    if !call.caller.is_unrestricted() {
+        call.caller.operator()?;
+    }
+    Err(no_vendor())
+}
+
+pub async fn act_on_server(call: Call) -> Answered {
+    call.caller.key()?;
+    Err(no_vendor())
+}

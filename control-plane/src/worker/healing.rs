@@ -1,0 +1,53 @@
+//! The first step of healing: an agent's process that two heartbeats in a row call stalled is told to restart.
+
+use chrono::TimeDelta;
+use otonix_sdk::api::commands::Command;
+use otonix_sdk::ids::CommandId;
+use serde_json::Map;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::store::actions::{self, ActionRow};
+use crate::store::writer::{Notice, Target, Tx};
+use crate::store::{agents, commands};
+
+/// How long the command may wait.
+const TTL_SECS: i64 = 300;
+/// At most this share of the agents with a session here is healed at once, and at least one.
+const MOST_PERCENT: usize = 5;
+
+/// Treats agents with trouble. Each replica heals those whose sessions it holds.
+///
+/// # Errors
+/// 503 without database.
+pub async fn run_once(app: &App) -> Result<(), Error> {
+    app.shared.cycled();
+    let most = (app.shared.links.len() * MOST_PERCENT / 100).max(1);
+    for agent in app.shared.health.to_treat(most) {
+        app.shared.metrics.healing_attempts.inc();
+        app.writer.apply(Target::Agent(agent), move |tx| Box::pin(treat(tx, agent))).await?;
+    }
+    Ok(())
+}
+
+async fn treat(tx: &mut Tx, agent: Uuid) -> Result<(), Error> {
+    let Some(state) = agents::lock_state(tx, agent).await? else { return Ok(()) };
+    if state.killed {
+        return Ok(());
+    }
+    let command = Command {
+        id: CommandId::from(otonix_sdk::clock::new_id()),
+        kind: "restart_agent".to_owned(),
+        args: Map::new(),
+        status: "queued".to_owned(),
+        created_at: tx.at,
+        expires_at: tx.at + TimeDelta::seconds(TTL_SECS),
+        result: None,
+    };
+    commands::insert(tx, agent, &command).await?;
+    let line = ActionRow::by_server(&state, "system", "healing: the stalled agent is told to restart", None, tx.at);
+    actions::insert(tx, &[line]).await?;
+    tx.notices.push(Notice::Command(agent));
+    Ok(())
+}

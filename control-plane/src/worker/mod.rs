@@ -1,0 +1,136 @@
+//! Reconcilers: each reads what is, compares it with what should be, and takes one idempotent step.
+//!
+//! What one replica must do alone runs under a lease with an epoch; the epoch is checked again in the transaction
+//! that writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt as _;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::store::leases;
+use crate::store::writer::{Target, Tx};
+
+pub mod beats;
+pub mod calendar;
+pub mod commands;
+pub mod grace;
+pub mod healing;
+pub mod liveness;
+pub mod peers;
+
+/// How long a lease lasts; a replica that does not renew it loses the work.
+const LEASE_SECS: i64 = 15;
+
+/// A lease that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    name: &'static str,
+    epoch: i64,
+}
+
+/// Takes or renews a lease; `None` while another replica has it.
+///
+/// # Errors
+/// 503 without database.
+pub async fn hold(app: &App, name: &'static str) -> Result<Option<Held>, Error> {
+    let replica = app.replica;
+    let epoch = app.writer.apply(Target::Shared, move |tx| {
+        Box::pin(async move { Ok(leases::hold(tx, name, replica, LEASE_SECS).await?) })
+    });
+    Ok(epoch.await?.map(|epoch| Held { name, epoch }))
+}
+
+impl Held {
+    /// Refuses to go on when the lease was lost.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when another replica has it now.
+    pub async fn check(self, tx: &mut Tx, replica: uuid::Uuid) -> Result<(), Error> {
+        if leases::is_held(tx, self.name, replica, self.epoch).await? {
+            return Ok(());
+        }
+        Err(Error::internal(format!("the lease {} was lost", self.name)))
+    }
+}
+
+/// Runs a step every so often until the stop; an error or a panic ends the step, not the worker.
+async fn every<F, S>(app: Arc<App>, name: &'static str, period: Duration, stop: CancellationToken, step: S)
+where
+    S: Fn(Arc<App>) -> F,
+    F: Future<Output = Result<(), Error>>,
+{
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let done = std::panic::AssertUnwindSafe(step(Arc::clone(&app))).catch_unwind().await;
+        match done {
+            Ok(Ok(())) => failing = false,
+            // A lasting trouble, such as a database that is away, is told once.
+            Ok(Err(error)) if failing => tracing::debug!(worker = name, %error, "a worker's step failed again"),
+            Ok(Err(error)) => {
+                failing = true;
+                tracing::warn!(worker = name, %error, "a worker's step failed");
+            }
+            Err(_) => tracing::error!(worker = name, "a worker's step panicked"),
+        }
+    }
+}
+
+/// Starts all workers.
+pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
+    let second = Duration::from_secs(1);
+    macro_rules! worker {
+        ($name:literal, $period:expr, $step:path) => {
+            tracker.spawn(every(Arc::clone(app), $name, $period, stop.clone(), |app| async move { $step(&app).await }))
+        };
+    }
+    worker!("beats", second, beats::run_once);
+    worker!("grace", second, grace::run_once);
+    worker!("commands", second * 5, commands::run_once);
+    worker!("healing", second * 10, healing::run_once);
+    worker!("tidy", second * 60, calendar::tidy);
+    let liveness = Arc::new(tokio::sync::Mutex::new(liveness::Liveness::default()));
+    tracker.spawn(every(Arc::clone(app), "liveness", second * 3, stop.clone(), move |app| {
+        let liveness = Arc::clone(&liveness);
+        async move { liveness.lock().await.run_once(&app).await }
+    }));
+    peers::start(app, stop, tracker);
+}
+
+/// Two clocks read together: one that can be set, one that cannot.
+#[derive(Debug, Clone, Copy)]
+pub struct ClockPair {
+    wall: DateTime<Utc>,
+    steady: Instant,
+}
+
+impl ClockPair {
+    /// Reads both.
+    pub fn read(wall: DateTime<Utc>) -> Self {
+        Self { wall, steady: Instant::now() }
+    }
+
+    /// The same steady time beside another clock's.
+    pub fn with_wall(self, wall: DateTime<Utc>) -> Self {
+        Self { wall, ..self }
+    }
+
+    /// By how much the first has jumped since, seconds.
+    pub fn jump_secs(self, wall: DateTime<Utc>) -> f64 {
+        let passed = self.steady.elapsed().as_secs_f64();
+        let shown = (wall - self.wall).num_milliseconds() as f64 / 1000.0;
+        (shown - passed).abs()
+    }
+}
