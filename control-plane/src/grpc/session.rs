@@ -52,7 +52,7 @@ fn farewell(error: &Error) -> Result<pb::Down, Status> {
         Error::NotFound { .. } => Ok(go_away("not_found", Duration::ZERO, error.to_string())),
         Error::Conflict { .. } => Ok(go_away("killed", Duration::ZERO, error.to_string())),
         Error::Busy { retry_after, .. } => Ok(go_away("overloaded", *retry_after, error.to_string())),
-        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull) => {
+        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
             let wait = Duration::from_millis(rand::rng().random_range(500..3000));
             Ok(go_away("overloaded", wait, "the database is away or busy"))
         }
@@ -81,6 +81,8 @@ struct Session {
     slot: Arc<Slot>,
     told: Standing,
     told_at: Instant,
+    /// When a balance that was held back is told.
+    tell_at: Option<Instant>,
 }
 
 /// Serves one session.
@@ -97,10 +99,11 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
             yield Ok(message);
         }
         loop {
-            let out = match next(&session.opening.link, &mut up).await {
+            let out = match next(&session.opening.link, &mut up, session.tell_at).await {
                 Next::Woken(woken) => session.woken(woken).await,
                 Next::Up(message) => session.up(message, &mut up).await,
                 Next::Ended => return,
+                Next::Unreadable(status) => Err(Box::new(Err(status))),
             };
             match out {
                 Ok(messages) => {
@@ -121,16 +124,26 @@ enum Next {
     Woken(Woken),
     Up(pb::up::Msg),
     Ended,
+    /// What came is no message, or too large a one.
+    Unreadable(Status),
 }
 
-async fn next(link: &Link, up: &mut Up) -> Next {
+async fn next(link: &Link, up: &mut Up, tell_at: Option<Instant>) -> Next {
+    let tell = async {
+        match tell_at {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         woken = link.wait() => Next::Woken(woken),
+        () = tell => Next::Woken(Woken { standing: true, ..Woken::default() }),
         message = up.message() => match message {
             Ok(Some(pb::Up { msg: Some(message) })) => Next::Up(message),
             // A kind of message that this version does not know is no reason to part.
             Ok(Some(pb::Up { msg: None })) => Next::Woken(Woken::default()),
-            Ok(None) | Err(_) => Next::Ended,
+            Ok(None) => Next::Ended,
+            Err(status) => Next::Unreadable(status),
         },
     }
 }
@@ -178,7 +191,7 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
         first_beat_after_ms: first_beat,
     }))];
     messages.extend(done.commands.iter().map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))));
-    let session = Session { opening, epoch: hello.epoch, slot, told, told_at: Instant::now() };
+    let session = Session { opening, epoch: hello.epoch, slot, told, told_at: Instant::now(), tell_at: None };
     Ok((session, messages))
 }
 
@@ -213,11 +226,13 @@ impl Session {
     /// The standing, when it says something new: a tier at once, a mere balance not too often (`beat`: now).
     fn standing(&mut self, beat: bool) -> Option<pb::Down> {
         let now = standing_of(&self.slot.state());
+        self.tell_at = None;
         if now == self.told {
             return None;
         }
         let only_balance = Standing { credits: self.told.credits, ..now } == self.told;
         if only_balance && !beat && self.told_at.elapsed() < BALANCE_EVERY {
+            self.tell_at = Some(self.told_at + BALANCE_EVERY);
             return None;
         }
         self.told = now;

@@ -34,11 +34,13 @@ on_each_store!(
     a_fork_must_open_a_new_epoch,
     an_event_id_counts_once_whatever_brought_it,
     the_newest_session_wins,
+    a_stranger_cannot_end_a_session,
     a_revocation_ends_the_session_within_a_second,
     a_kill_ends_the_session,
     commands_go_down_and_their_results_up,
     queued_commands_wait_for_the_session,
     standing_follows_every_change,
+    the_last_of_many_changes_is_told,
     a_heartbeat_on_the_session_counts,
     acked_events_survive_a_crash,
     a_clean_stop_says_goodbye,
@@ -134,7 +136,6 @@ async fn the_first_frame_must_be_a_good_hello(store: Store) {
         Hello { epoch: String::new(), ..hello(&agent) },
         Hello { epoch: "x".repeat(65), ..hello(&agent) },
         Hello { epoch: "a\u{0}".to_owned(), ..hello(&agent) },
-        Hello { next_seq: 0, ..hello(&agent) },
     ] {
         let shown = format!("{bad:?}");
         let reasons = refusal(&server, Some(&agent.key.secret), bad).await;
@@ -144,6 +145,7 @@ async fn the_first_frame_must_be_a_good_hello(store: Store) {
     for odd in [
         Hello { boot_id: "x".repeat(4000), machine_id: "a\u{0}b".to_owned(), ..hello(&agent) },
         Hello { vps_ip: "nonsense".to_owned(), wallet_address: "nonsense".to_owned(), ..hello(&agent) },
+        Hello { next_seq: 0, ..hello(&agent) },
         Hello { next_seq: u64::MAX, epoch: "wild".to_owned(), ..hello(&agent) },
     ] {
         if let Ok(mut link) = Link::try_open(&server, Some(&agent.key.secret), odd).await {
@@ -387,6 +389,20 @@ async fn the_newest_session_wins(store: Store) {
     new.acked(1).await;
 }
 
+async fn a_stranger_cannot_end_a_session(store: Store) {
+    let server = Server::start(store).await;
+    let agent = server.agent("a").await;
+    let stranger = server.key("s").await;
+    let (mut link, _) = Link::open(&server, &agent, hello(&agent)).await;
+    refusal(&server, Some(&stranger.secret), hello(&agent)).await;
+    refusal(&server, Some(&agent.key.secret), Hello { epoch: String::new(), ..hello(&agent) }).await;
+    link.event(action(1)).await;
+    link.acked(1).await;
+    refusal(&server, Some(&agent.key.secret), Hello { next_seq: 1, ..hello(&agent) }).await;
+    link.event(action(2)).await;
+    link.acked(2).await;
+}
+
 async fn a_revocation_ends_the_session_within_a_second(store: Store) {
     let server = Server::start(store).await;
     let agent = server.agent("a").await;
@@ -483,6 +499,18 @@ async fn standing_follows_every_change(store: Store) {
     link.acked(3).await;
     server.grant(&agent, "99.000001").await;
     let standing = link.standing(|standing| standing.credits_micro == 100_000_000).await;
+    assert_eq!(standing.tier, "full");
+}
+
+async fn the_last_of_many_changes_is_told(store: Store) {
+    let server = Server::start(store).await;
+    let agent = server.agent("a").await;
+    server.grant(&agent, "60").await;
+    let (mut link, _) = Link::open(&server, &agent, hello(&agent)).await;
+    for _ in 0..10 {
+        server.spend(&agent, "0.1").await;
+    }
+    let standing = link.standing(|standing| standing.credits_micro == 59_000_000).await;
     assert_eq!(standing.tier, "full");
 }
 
