@@ -23,7 +23,7 @@ use super::{Limits, Peer, Shared, Stats, Tls, h1, h2, reply, tls};
 /// A connection whose next request comes this soon after the last answer is lively.
 const LIVELY_GAP: Duration = Duration::from_millis(100);
 /// What is read of a client that goes on sending after the last answer.
-const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// One timer for all the deadlines of a connection. Later deadlines leave it as it is, so that a request costs
 /// the timer wheel nothing.

@@ -111,6 +111,7 @@ pub async fn states_of(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<AgentState>,
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn lock_states(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<AgentState>, StoreError> {
+    tx.locked |= !ids.is_empty();
     states(select_states(&mut tx.conn, ids, true).await?)
 }
 

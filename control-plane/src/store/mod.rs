@@ -41,6 +41,8 @@ pub mod writer;
 const READERS: u32 = 8;
 /// How long a read waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a read waits again while every connection is there and at work.
+const BUSY_WAITS: usize = 4;
 /// How long a first connection is tried at start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A pooled connection that rested so long is tried before it is used.
@@ -287,7 +289,16 @@ impl Db {
     async fn reader(&self) -> Result<Conn, StoreError> {
         Ok(match self {
             Self::Sqlite { readers, .. } => Conn::SqlitePooled(readers.acquire().await?),
-            Self::Postgres { readers, .. } => Conn::PostgresPooled(readers.acquire().await?),
+            Self::Postgres { readers, .. } => {
+                for _ in 1..BUSY_WAITS {
+                    match readers.acquire().await {
+                        // A database that is slow is not one that is away.
+                        Err(sqlx::Error::PoolTimedOut) if readers.size() >= READERS => {}
+                        acquired => return Ok(Conn::PostgresPooled(acquired?)),
+                    }
+                }
+                Conn::PostgresPooled(readers.acquire().await?)
+            }
         })
     }
 

@@ -1,6 +1,7 @@
 //! The one way to write: jobs and events queue up, and whatever is queued is committed in one transaction.
 //!
-//! A lane is a task with a database connection of its own; what concerns one agent always takes the same lane.
+//! A lane is a task with a database connection of its own. Records of one agent always take the same lane, and its
+//! jobs another, so that a slow job holds up no records.
 //! Every waiter is answered after the commit, never before. A caller that hangs up loses its answer, not its write.
 
 use std::any::Any;
@@ -16,6 +17,7 @@ use otonix_sdk::clock::Clock;
 use otonix_sdk::standing::Thresholds;
 use rand::Rng as _;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -31,8 +33,9 @@ const QUEUE: usize = 16_384;
 const GROUP: usize = 2048;
 /// Events of one transaction, about.
 const GROUP_EVENTS: usize = 4096;
-/// Lanes on PostgreSQL; SQLite has one writer.
+/// Lanes for records on PostgreSQL, and for jobs; SQLite has one writer.
 const POSTGRES_LANES: usize = 2;
+const POSTGRES_JOB_LANES: usize = 4;
 /// Shards of the system accounts, and how many of them one replica may use.
 const SHARDS: i64 = 64;
 const SHARD_STEP: i64 = 8;
@@ -40,6 +43,8 @@ const SHARD_STEP: i64 = 8;
 const MAX_RACES: usize = 5;
 /// How long a lost connection is tried again before what waits is refused.
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
+/// A transaction that has run so long takes no further job: on a slow database the rest waits for the next one.
+const GROUP_TIME: Duration = Duration::from_millis(500);
 /// The longest that one transaction may take before its connection is given up.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -65,6 +70,8 @@ pub struct Tx {
     pub shard: i64,
     /// Where tiers begin.
     pub thresholds: Thresholds,
+    /// Whether agents are locked.
+    pub locked: bool,
     /// Agents as they are after the commit.
     pub changed: Vec<AgentState>,
     /// What else to tell.
@@ -105,7 +112,8 @@ pub struct IdemFor<T> {
 pub enum Target {
     /// One agent and nothing else that is locked: its row is locked before any job of the group runs.
     Agent(Uuid),
-    /// Anything else; all of these take the same lane.
+    /// Anything else; all of these take the same lane. One that locks agents is the last of its transaction: while
+    /// agents are locked nothing else is waited for.
     Shared,
 }
 
@@ -198,6 +206,8 @@ enum Item {
 #[derive(Clone)]
 pub struct Writer {
     lanes: Arc<[mpsc::Sender<Item>]>,
+    /// The first is for jobs that concern no single agent.
+    jobs: Arc<[mpsc::Sender<Item>]>,
     beats: mpsc::Sender<Item>,
 }
 
@@ -228,22 +238,24 @@ impl Writer {
             tracker.spawn(lane.run());
             send
         };
-        let lanes = if db.is_postgres() { POSTGRES_LANES } else { 1 };
-        let lanes: Arc<[_]> = (0..lanes).map(spawn).collect();
-        let beats = if db.is_postgres() { spawn(lanes.len()) } else { lanes[0].clone() };
-        Self { lanes, beats }
+        if !db.is_postgres() {
+            let lane = spawn(0);
+            return Self { lanes: Arc::new([lane.clone()]), jobs: Arc::new([lane.clone()]), beats: lane };
+        }
+        let lanes: Arc<[_]> = (0..POSTGRES_LANES).map(spawn).collect();
+        let jobs: Arc<[_]> = (0..POSTGRES_JOB_LANES).map(|n| spawn(lanes.len() + n)).collect();
+        let beats = spawn(lanes.len() + jobs.len());
+        Self { lanes, jobs, beats }
     }
 
     fn lane(&self, of: Uuid) -> &mpsc::Sender<Item> {
-        // The last bytes of both random and time-ordered ids are random.
-        let spread = usize::from(of.as_bytes()[15]);
-        &self.lanes[spread % self.lanes.len()]
+        &self.lanes[spread(of) % self.lanes.len()]
     }
 
     fn lane_of(&self, target: Target) -> &mpsc::Sender<Item> {
-        match target {
-            Target::Agent(id) => self.lane(id),
-            Target::Shared => &self.lanes[0],
+        match (target, self.jobs.len()) {
+            (Target::Agent(id), 2..) => &self.jobs[1 + spread(id) % (self.jobs.len() - 1)],
+            (Target::Agent(_) | Target::Shared, _) => &self.jobs[0],
         }
     }
 
@@ -321,8 +333,15 @@ impl Writer {
 
     /// Items waiting in all lanes.
     pub fn queued(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.max_capacity() - lane.capacity()).sum()
+        let waiting = |lane: &mpsc::Sender<Item>| lane.max_capacity() - lane.capacity();
+        let jobs = if self.jobs.len() > 1 { &self.jobs[..] } else { &[] };
+        self.lanes.iter().chain(jobs).map(waiting).sum()
     }
+}
+
+/// The last bytes of both random and time-ordered ids are random.
+fn spread(id: Uuid) -> usize {
+    usize::from(id.as_bytes()[15])
 }
 
 fn fresh<T>(written: Written<T>) -> Result<T, Error> {
@@ -346,9 +365,9 @@ struct Lane {
 impl Lane {
     async fn run(mut self) {
         let mut group = Vec::new();
-        while self.receive.recv_many(&mut group, GROUP).await > 0 {
+        let mut jobs = Vec::new();
+        while self.take(&mut group, jobs.len()).await {
             let mut batch = Vec::new();
-            let mut jobs = Vec::new();
             let mut events = 0;
             for item in group.drain(..) {
                 match item {
@@ -364,9 +383,21 @@ impl Lane {
                 }
             }
             if !batch.is_empty() || !jobs.is_empty() {
-                self.commit(batch, jobs).await;
+                jobs = self.commit(batch, std::mem::take(&mut jobs)).await;
             }
         }
+    }
+
+    /// Takes what is queued; waits for something only when no job is left over. `false` at the end.
+    async fn take(&mut self, group: &mut Vec<Item>, left: usize) -> bool {
+        if left == 0 {
+            return self.receive.recv_many(group, GROUP).await > 0;
+        }
+        while left + group.len() < GROUP {
+            let Ok(item) = self.receive.try_recv() else { break };
+            group.push(item);
+        }
+        true
     }
 
     async fn connection(&mut self) -> Result<Conn, StoreError> {
@@ -383,11 +414,10 @@ impl Lane {
         }
     }
 
-    /// One transaction for all of this. A batch that the database refuses is taken apart, so that one bad item
-    /// never fails the others.
-    async fn commit(&mut self, batch: Vec<BatchItem>, jobs: Vec<Queued>) {
-        let started = tokio::time::Instant::now();
-        let items = batch.len() + jobs.len();
+    /// One transaction for all of this; gives back the jobs that it had no time for. A batch that the database
+    /// refuses is taken apart, so that one bad item never fails the others.
+    async fn commit(&mut self, batch: Vec<BatchItem>, jobs: Vec<Queued>) -> Vec<Queued> {
+        let started = Instant::now();
         let mut batch = batch;
         let mut jobs = jobs;
         let mut attempted = self.attempt(&mut batch, &mut jobs).await;
@@ -400,10 +430,11 @@ impl Lane {
             attempted = self.attempt(&mut batch, &mut jobs).await;
         }
         match attempted {
-            Ok(tx) => {
+            Ok((tx, ran)) => {
+                let left = jobs.split_off(ran);
                 self.told(true);
                 self.hook.committed(&tx.changed, &tx.notices);
-                self.hook.group(items, started.elapsed());
+                self.hook.group(batch.len() + ran, started.elapsed());
                 self.conn = Some(tx.conn);
                 for item in batch {
                     item.finish(None);
@@ -411,8 +442,12 @@ impl Lane {
                 for (_, job) in jobs {
                     job.finish(Ok(()));
                 }
+                left
             }
-            Err(error) => self.failed(error, batch, jobs).await,
+            Err(error) => {
+                self.failed(error, batch, jobs).await;
+                Vec::new()
+            }
         }
     }
 
@@ -444,7 +479,7 @@ impl Lane {
         // The batch comes first in a transaction, so its failure means that no job has run.
         for mut job in jobs {
             match self.attempt(&mut [], std::slice::from_mut(&mut job)).await {
-                Ok(tx) => {
+                Ok((tx, _)) => {
                     self.hook.committed(&tx.changed, &tx.notices);
                     self.conn = Some(tx.conn);
                     job.1.finish(Ok(()));
@@ -465,7 +500,7 @@ impl Lane {
                 stored = self.attempt(std::slice::from_mut(part), &mut []).await;
             }
             match stored {
-                Ok(tx) => {
+                Ok((tx, _)) => {
                     self.hook.committed(&tx.changed, &tx.notices);
                     self.conn = Some(tx.conn);
                 }
@@ -485,20 +520,26 @@ impl Lane {
         }
     }
 
-    async fn attempt(&mut self, batch: &mut [BatchItem], jobs: &mut [Queued]) -> Result<Tx, StoreError> {
+    /// One transaction; tells how many of the jobs ran in it.
+    async fn attempt(
+        &mut self,
+        batch: &mut [BatchItem],
+        jobs: &mut [Queued],
+    ) -> Result<(Tx, usize), StoreError> {
         let conn = self.connection().await?;
         let mut tx = Tx {
             conn,
             at: self.clock.now(),
             shard: self.shard,
             thresholds: self.thresholds,
+            locked: false,
             changed: Vec::new(),
             notices: Vec::new(),
         };
         let peers = self.hook.has_peers();
         let work = transaction(&mut tx, batch, jobs, peers);
         match tokio::time::timeout(GROUP_TIMEOUT, work).await {
-            Ok(Ok(())) => Ok(tx),
+            Ok(Ok(ran)) => Ok((tx, ran)),
             Ok(Err(error)) => {
                 // The connection serves again only when it is certainly out of the transaction.
                 if !matches!(error, StoreError::Unavailable(_)) && tx.conn.run_raw("ROLLBACK").await.is_ok() {
@@ -516,7 +557,8 @@ async fn transaction(
     batch: &mut [BatchItem],
     jobs: &mut [Queued],
     peers: bool,
-) -> Result<(), StoreError> {
+) -> Result<usize, StoreError> {
+    let until = Instant::now() + GROUP_TIME;
     tx.conn.run_raw(if tx.conn.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" }).await?;
     let ids = known_agents(batch, jobs);
     if tx.conn.is_postgres() && !jobs.is_empty() && !ids.is_empty() {
@@ -526,29 +568,40 @@ async fn transaction(
         batch::store(tx, batch).await?;
     }
     let alone = batch.is_empty() && jobs.len() == 1;
-    for (_, job) in jobs.iter_mut() {
+    let mut ran = 0;
+    // What the next job needs so that it can be undone by itself.
+    let mut savepoint = Some("SAVEPOINT job");
+    for (target, job) in jobs.iter_mut() {
         let (changed, notices) = (tx.changed.len(), tx.notices.len());
-        if !alone {
-            tx.conn.run_raw("SAVEPOINT job").await?;
+        if let Some(sql) = savepoint.filter(|_| !alone) {
+            tx.conn.run_raw(sql).await?;
         }
+        tx.locked = false;
+        ran += 1;
         match job.run(tx).await {
-            Verdict::Keep if alone => {}
-            Verdict::Keep => tx.conn.run_raw("RELEASE SAVEPOINT job").await?,
+            Verdict::Keep => savepoint = Some("RELEASE SAVEPOINT job; SAVEPOINT job"),
             Verdict::Undo => {
                 tx.changed.truncate(changed);
                 tx.notices.truncate(notices);
                 if alone {
-                    return tx.conn.run_raw("ROLLBACK").await;
+                    tx.conn.run_raw("ROLLBACK").await?;
+                    return Ok(ran);
                 }
-                tx.conn.run_raw("ROLLBACK TO SAVEPOINT job; RELEASE SAVEPOINT job").await?;
+                // The savepoint stays and serves the next job.
+                tx.conn.run_raw("ROLLBACK TO SAVEPOINT job").await?;
+                savepoint = None;
             }
             Verdict::Dead => return Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed)),
+        }
+        if (*target == Target::Shared && tx.locked) || Instant::now() >= until {
+            break;
         }
     }
     if peers {
         crate::store::replicas::notify(tx).await?;
     }
-    tx.conn.run_raw("COMMIT").await
+    tx.conn.run_raw("COMMIT").await?;
+    Ok(ran)
 }
 
 /// Every agent that a group is known to touch. They are locked in one order before anything else, so that groups of

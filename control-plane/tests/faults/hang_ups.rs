@@ -2,7 +2,7 @@
 //! wire can leave its connection inside a transaction; later writes on it would be acknowledged and lost.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -70,9 +70,10 @@ async fn idle_in_transaction(connection: &mut PgConnection) -> i64 {
     sqlx::query_scalar(SQL).fetch_one(connection).await.expect("the statement runs")
 }
 
-async fn hang_up_many(server: &Server, agent: &Agent, chance: &mut StdRng) {
+async fn hang_up_many(server: &Server, agents: &[Agent], chance: &mut StdRng) {
     let mut hung_up = Vec::new();
     for n in 0..setting("OTONIX_FAULT_HANG_UPS", 300) {
+        let agent = &agents[chance.random_range(0..agents.len())];
         let request = request(agent, &server.operator, n, chance);
         let after = Duration::from_millis(chance.random_range(0..=300));
         hung_up.push(tokio::spawn(hang_up(server.addr, request, after)));
@@ -85,11 +86,23 @@ async fn hang_up_many(server: &Server, agent: &Agent, chance: &mut StdRng) {
     }
 }
 
+async fn some_agents(server: &Server) -> Vec<Agent> {
+    let key = server.key("k").await;
+    let mut agents = Vec::new();
+    for n in 0..4 {
+        let agent = server.register(&key, &format!("a{n}")).await;
+        // Known in memory, so that the hang-ups reach the writer.
+        server.beat(&agent).await;
+        agents.push(agent);
+    }
+    agents
+}
+
 /// 200 writes, all of which must be acknowledged.
-async fn ordinary_writes(server: &Server, agent: &Agent, chance: &mut StdRng) -> Vec<Client> {
+async fn ordinary_writes(server: &Server, agents: &[Agent], chance: &mut StdRng) -> Vec<Client> {
     let writers = (0..20).map(|n| {
         let own = StdRng::seed_from_u64(chance.random());
-        let mut client = Client::new(server, agent, &format!("c{n}"), own);
+        let mut client = Client::new(server, &agents[n % agents.len()], &format!("c{n}"), own);
         tokio::spawn(async move {
             for _ in 0..10 {
                 assert_eq!(client.write().await, Outcome::Done, "no 5xx");
@@ -104,19 +117,19 @@ async fn ordinary_writes(server: &Server, agent: &Agent, chance: &mut StdRng) ->
     clients
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_slow_database_every_acknowledged_write_survives() {
     let mut chance = chance();
     let proxy = Proxy::start(own_cluster().await.addr()).await;
     let database = own_cluster().await.database().await;
     let mut watch = beside(&database).await;
     let mut server = Server::on(database).via(Some(proxy.addr)).start().await;
-    let agent = server.agent("a").await;
-    // Known here, so that the hang-ups reach the writer.
-    server.beat(&agent).await;
+    let agents = some_agents(&server).await;
     proxy.delay(DELAY);
-    hang_up_many(&server, &agent, &mut chance).await;
-    let clients = ordinary_writes(&server, &agent, &mut chance).await;
+    hang_up_many(&server, &agents, &mut chance).await;
+    let since = Instant::now();
+    let clients = ordinary_writes(&server, &agents, &mut chance).await;
+    let took = since.elapsed();
     assert_eq!(stuck(&mut watch).await, [], "no session stays inside a transaction");
     server.kill();
     proxy.clear();
@@ -126,19 +139,19 @@ async fn on_a_slow_database_every_acknowledged_write_survives() {
     .await;
     server.crash().await;
     let stored = verify_beside_strangers(&server, &clients).await;
-    eprintln!("200 writes acknowledged, {stored} there; {} connections to the database", proxy.accepted());
+    eprintln!("200 writes acknowledged in {took:?}, {stored} there; {} connections to the database", proxy.accepted());
     let log = server.log();
     let failures: Vec<&str> = log.lines().filter(|line| line.contains("a request failed")).collect();
     assert_eq!(failures, Vec::<&str>::new(), "no 5xx, not even to those who hung up");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_the_embedded_database_every_acknowledged_write_survives() {
     let mut chance = chance();
     let mut server = Server::start(Store::Sqlite).await;
-    let agent = server.agent("a").await;
-    hang_up_many(&server, &agent, &mut chance).await;
-    let clients = ordinary_writes(&server, &agent, &mut chance).await;
+    let agents = some_agents(&server).await;
+    hang_up_many(&server, &agents, &mut chance).await;
+    let clients = ordinary_writes(&server, &agents, &mut chance).await;
     server.crash().await;
     verify_beside_strangers(&server, &clients).await;
     assert!(!server.log().contains("a request failed"), "no 5xx");

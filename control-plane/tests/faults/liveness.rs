@@ -238,12 +238,12 @@ async fn an_outage(outage: Outage) {
     beats.abort();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_away_marks_nobody() {
     an_outage(Outage::Refused).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_says_nothing_marks_nobody() {
     an_outage(Outage::Silent).await;
 }

@@ -211,13 +211,14 @@ async fn a_database_that_says_nothing_holds_up_no_heartbeat_and_loses_nothing() 
     let database = own_cluster().await.database().await;
     let server = Server::on(database).via(Some(proxy.addr)).start().await;
     let agent = server.agent("a").await;
+    let writing = server.register(&agent.key, "writing").await;
     server.beat(&agent).await;
     let (link, _) = Link::open(&server, &agent, hello(&agent)).await;
     let stop = CancellationToken::new();
     let beating = tokio::spawn(beats_go_on(server.post(&agent.path("heartbeat")), agent.clone(), stop.clone()));
     tokio::time::sleep(Duration::from_millis(300)).await;
     proxy.stall();
-    let mut client = Client::new(&server, &agent, "c", chance());
+    let mut client = Client::new(&server, &writing, "c", chance());
     let writes: Vec<_> = (0..50).map(|_| {
         let write = client.next();
         let call = client.call(&write);
