@@ -20,7 +20,7 @@ use crate::store::idempotency::{Idem, StoredAnswer};
 use crate::store::writer::IdemFor;
 
 /// Bytes of an ordinary body.
-const MAX_BODY: usize = 256 * 1024;
+const MAX_BODY: usize = 1024 * 1024;
 /// Bytes of a body of events.
 const MAX_EVENTS_BODY: usize = 4 * 1024 * 1024;
 /// How long a body may take.
