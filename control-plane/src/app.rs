@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use otonix_sdk::clock::Clock;
 use otonix_sdk::ids::KeyId;
 use otonix_sdk::prices::PriceTable;
+use otonix_sdk::standing::AgentStatus;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -132,6 +133,11 @@ impl Shared {
 
     /// Takes in what was committed, here or elsewhere.
     pub fn learn(&self, changed: &[AgentState], notices: &[Notice]) {
+        if notices.iter().any(|notice| matches!(notice, Notice::Key(_))) {
+            // A beat that came before its key was revoked is not a sign of life.
+            let silenced = changed.iter().filter(|state| state.status == AgentStatus::Inactive);
+            self.fleet.unhear(silenced.map(|state| state.id.uuid()));
+        }
         self.metrics.tier_changes.inc_by(self.fleet.apply(changed));
         for state in changed {
             self.links.changed(state.id.uuid(), state.session, state.killed);

@@ -235,8 +235,8 @@ struct Cached {
 /// The keys that were seen, so that a heartbeat needs no database.
 pub struct Keys {
     by_hash: DashMap<[u8; 32], Cached>,
-    /// Keys that were revoked while this replica ran.
-    revoked: DashMap<KeyId, ()>,
+    /// Keys revoked lately: a look-up that was under way must not bring one back.
+    revoked: DashMap<KeyId, Instant>,
     unknown: DefaultKeyedRateLimiter<IpAddr>,
 }
 
@@ -275,7 +275,7 @@ impl Keys {
         }
         let text = hex::encode(hash);
         let found = db.read(move |conn| Box::pin(async move { keys::by_hash(conn, &text).await })).await;
-        let key = match found {
+        let mut key = match found {
             Ok(Some(key)) => key,
             Ok(None) => return Err(unknown),
             // Known a minute ago is better than not answering while the database is away.
@@ -289,24 +289,22 @@ impl Keys {
             self.by_hash.retain(|_, cached| cached.until > now);
         }
         self.by_hash.insert(hash, Cached { key, until: Instant::now() + CACHED_FOR });
+        // Looked at after the insertion: a revocation before it is seen here, a later one finds the entry.
+        if self.revoked.contains_key(&key.id) {
+            key.revoked = true;
+            self.by_hash.insert(hash, Cached { key, until: Instant::now() + CACHED_FOR });
+        }
         active(key)
     }
 
     /// Marks a key revoked, at once.
     pub fn revoke(&self, id: KeyId) {
-        if self.revoked.insert(id, ()).is_some() {
-            return;
-        }
+        self.revoked.insert(id, Instant::now());
         for mut cached in self.by_hash.iter_mut() {
             if cached.key.id == id {
                 cached.key.revoked = true;
             }
         }
-    }
-
-    /// Whether a caller's key is known to be revoked.
-    pub fn is_revoked(&self, caller: &Caller) -> bool {
-        matches!(caller.principal, Principal::Key(key) if self.revoked.contains_key(&key.id))
     }
 
     /// Forgets what was seen; everything is looked up anew.
@@ -316,6 +314,8 @@ impl Keys {
 
     /// Forgets the limits of callers that have been quiet.
     pub fn tidy(&self) {
+        let now = Instant::now();
+        self.revoked.retain(|_, at| now.duration_since(*at) < 2 * CACHED_FOR);
         self.unknown.retain_recent();
     }
 }

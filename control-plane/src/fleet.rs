@@ -181,6 +181,14 @@ impl Fleet {
         }
     }
 
+    /// Forgets that agents were heard: what they said before does not make them active again.
+    pub fn unhear(&self, ids: impl Iterator<Item = Uuid>) {
+        for slot in ids.filter_map(|id| self.cached(id)) {
+            slot.heard.store(0, Ordering::Relaxed);
+            slot.dirty.store(false, Ordering::Release);
+        }
+    }
+
     /// Adds to a row what has not been written yet.
     pub fn overlay(&self, agent: &mut Agent) {
         let Some(slot) = self.slots.get(&agent.id.uuid()) else { return };

@@ -1,6 +1,7 @@
 //! The open sessions of this replica, and how they are woken.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
 use otonix_sdk::ids::KeyId;
@@ -47,6 +48,8 @@ pub struct Link {
     pub session: Uuid,
     /// The key that opened it.
     pub key: KeyId,
+    /// Its opening is committed.
+    welcomed: AtomicBool,
     mail: Mutex<Mail>,
     woken: Notify,
 }
@@ -72,71 +75,90 @@ impl Link {
         }
     }
 
+    /// Its opening is committed: from now on another session of the agent supersedes it.
+    pub fn welcome(&self) {
+        self.welcomed.store(true, Ordering::Release);
+    }
+
+    fn is_welcomed(&self) -> bool {
+        self.welcomed.load(Ordering::Acquire)
+    }
+
     fn tell(&self, write: impl FnOnce(&mut Mail)) {
         write(&mut self.mail.lock());
         self.woken.notify_one();
     }
 }
 
-/// All open sessions of this replica, one an agent.
+/// All sessions of this replica: of each agent the one that is open, and those that are being opened or ending.
 #[derive(Debug, Default)]
 pub struct Links {
-    by_agent: DashMap<Uuid, Arc<Link>>,
+    by_agent: DashMap<Uuid, Vec<Arc<Link>>>,
 }
 
 impl Links {
-    /// Opens a session; one that was open for the agent here ends.
+    /// Announces a session before its opening is committed, so that nothing committed meanwhile is missed.
     pub fn open(&self, agent: Uuid, session: Uuid, key: KeyId) -> Arc<Link> {
-        let link = Arc::new(Link { session, key, mail: Mutex::default(), woken: Notify::new() });
-        if let Some(old) = self.by_agent.insert(agent, Arc::clone(&link)) {
-            old.tell(|mail| mail.leave = Some(Leave::Superseded));
-        }
+        let welcomed = AtomicBool::new(false);
+        let link = Arc::new(Link { session, key, welcomed, mail: Mutex::default(), woken: Notify::new() });
+        self.by_agent.entry(agent).or_insert_with(|| Vec::with_capacity(1)).push(Arc::clone(&link));
         link
     }
 
     /// Forgets a session that has ended.
     pub fn close(&self, agent: Uuid, session: Uuid) {
-        self.by_agent.remove_if(&agent, |_, link| link.session == session);
+        if let Some(mut links) = self.by_agent.get_mut(&agent) {
+            links.retain(|link| link.session != session);
+        }
+        self.by_agent.remove_if(&agent, |_, links| links.is_empty());
+    }
+
+    fn each(&self, agent: Uuid, tell: impl Fn(&Arc<Link>)) {
+        if let Some(links) = self.by_agent.get(&agent) {
+            links.iter().for_each(tell);
+        }
+    }
+
+    fn all(&self, tell: impl Fn(&Arc<Link>)) {
+        for links in self.by_agent.iter() {
+            links.iter().for_each(&tell);
+        }
     }
 
     /// An agent has a new command.
     pub fn command(&self, agent: Uuid) {
-        if let Some(link) = self.by_agent.get(&agent) {
-            link.tell(|mail| mail.commands = true);
-        }
+        self.each(agent, |link| link.tell(|mail| mail.commands = true));
     }
 
     /// An agent's state changed; `session` is the one whose events are taken now.
     pub fn changed(&self, agent: Uuid, session: Option<Uuid>, killed: bool) {
-        let Some(link) = self.by_agent.get(&agent) else { return };
-        if killed {
-            link.tell(|mail| mail.leave = Some(Leave::Killed));
-        } else if session.is_some_and(|session| session != link.session) {
-            link.tell(|mail| mail.leave = Some(Leave::Superseded));
-        } else {
-            link.tell(|mail| mail.standing = true);
-        }
+        self.each(agent, |link| {
+            let superseded = session.is_some_and(|session| session != link.session) && link.is_welcomed();
+            link.tell(|mail| match (killed, superseded) {
+                (true, _) => mail.leave = Some(Leave::Killed),
+                (false, true) => mail.leave = Some(Leave::Superseded),
+                (false, false) => mail.standing = true,
+            });
+        });
     }
 
     /// A key was revoked.
     pub fn revoked(&self, key: KeyId) {
-        for link in self.by_agent.iter() {
+        self.all(|link| {
             if link.key == key {
                 link.tell(|mail| mail.leave = Some(Leave::Revoked));
             }
-        }
+        });
     }
 
     /// Ends all of them.
     pub fn leave_all(&self) {
-        for link in self.by_agent.iter() {
-            link.tell(|mail| mail.leave = Some(Leave::ShuttingDown));
-        }
+        self.all(|link| link.tell(|mail| mail.leave = Some(Leave::ShuttingDown)));
     }
 
     /// Agents with a session here.
     pub fn agents(&self) -> Vec<Uuid> {
-        self.by_agent.iter().map(|link| *link.key()).collect()
+        self.by_agent.iter().map(|links| *links.key()).collect()
     }
 
     /// How many sessions are open.

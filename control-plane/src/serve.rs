@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
+use crate::store::writer::Target;
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
@@ -99,7 +100,7 @@ async fn finish(app: &App) {
     let last = async {
         beats::run_once(app).await?;
         app.writer
-            .apply(replica, move |tx| {
+            .apply(Target::Shared, move |tx| {
                 Box::pin(async move {
                     leases::release(tx, replica).await?;
                     Ok(replicas::leave(tx, replica).await?)

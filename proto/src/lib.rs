@@ -3,7 +3,6 @@
 pub mod codec;
 
 /// Messages and services of package `otonix.v1`.
-#[expect(clippy::all, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("otonix.v1");
 }

@@ -60,22 +60,29 @@ fn farewell(error: &Error) -> Result<pb::Down, Status> {
     }
 }
 
-/// What is known of a session.
-struct Session {
+/// A session's place among the links; given up when dropped.
+struct Opening {
     app: Arc<App>,
-    id: Uuid,
     agent: Uuid,
-    epoch: String,
+    id: Uuid,
     link: Arc<Link>,
-    slot: Arc<Slot>,
-    told: Standing,
-    told_at: Instant,
 }
 
-impl Drop for Session {
+impl Drop for Opening {
     fn drop(&mut self) {
         self.app.shared.links.close(self.agent, self.id);
     }
+}
+
+/// What is known of a session.
+struct Session {
+    opening: Opening,
+    epoch: String,
+    slot: Arc<Slot>,
+    told: Standing,
+    told_at: Instant,
+    /// When a balance that was held back is told.
+    tell_at: Option<Instant>,
 }
 
 /// Serves one session.
@@ -92,10 +99,11 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
             yield Ok(message);
         }
         loop {
-            let out = match next(&session.link, &mut up).await {
+            let out = match next(&session.opening.link, &mut up, session.tell_at).await {
                 Next::Woken(woken) => session.woken(woken).await,
                 Next::Up(message) => session.up(message, &mut up).await,
                 Next::Ended => return,
+                Next::Unreadable(status) => Err(Box::new(Err(status))),
             };
             match out {
                 Ok(messages) => {
@@ -116,16 +124,26 @@ enum Next {
     Woken(Woken),
     Up(pb::up::Msg),
     Ended,
+    /// What came is no message, or too large a one.
+    Unreadable(Status),
 }
 
-async fn next(link: &Link, up: &mut Up) -> Next {
+async fn next(link: &Link, up: &mut Up, tell_at: Option<Instant>) -> Next {
+    let tell = async {
+        match tell_at {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         woken = link.wait() => Next::Woken(woken),
+        () = tell => Next::Woken(Woken { standing: true, ..Woken::default() }),
         message = up.message() => match message {
             Ok(Some(pb::Up { msg: Some(message) })) => Next::Up(message),
             // A kind of message that this version does not know is no reason to part.
             Ok(Some(pb::Up { msg: None })) => Next::Woken(Woken::default()),
-            Ok(None) | Err(_) => Next::Ended,
+            Ok(None) => Next::Ended,
+            Err(status) => Next::Unreadable(status),
         },
     }
 }
@@ -150,11 +168,16 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
     }
     let key = caller.key().map_err(|error| last(&error))?;
     let id = Uuid::new_v4();
-    let (agent, done) = sessions::open(&app, &caller, &hello, id).await.map_err(|error| last(&error))?;
-    let agent = agent.uuid();
+    let agent = hello.agent_id.parse::<Uuid>().map_err(|_| protocol("agent_id must be a UUID"))?;
+    // Announced first, so that a command, a revocation or a newer session in the meantime is not missed.
+    let opening = Opening { app: Arc::clone(&app), agent, id, link: app.shared.links.open(agent, id, key.id) };
+    let (_, done) = sessions::open(&app, &caller, &hello, id).await.map_err(|error| last(&error))?;
+    opening.link.welcome();
     let slot = app.shared.fleet.slot(&app.db, agent).await.map_err(|error| last(&Error::Store(error)))?;
     let slot = slot.ok_or_else(|| last(&Error::not_found("agent", agent)))?;
-    let link = app.shared.links.open(agent, id, key.id);
+    if slot.state().session != Some(id) && slot.state().version > done.state.version {
+        return Err(last(&Error::Superseded));
+    }
     let told = standing_of(&slot.state());
     let first_beat = rand::rng().random_range(0..told.heartbeat_interval.clamp(1, FIRST_BEAT_WITHIN_SECS) * 1000);
     let mut messages = vec![down(pb::down::Msg::Welcome(pb::Welcome {
@@ -168,20 +191,13 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
         first_beat_after_ms: first_beat,
     }))];
     messages.extend(done.commands.iter().map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))));
-    let session = Session { app, id, agent, epoch: hello.epoch, link, slot, told, told_at: Instant::now() };
-    // The key may have been revoked between its check and the link.
-    session.check_key(&caller).await?;
+    let session = Session { opening, epoch: hello.epoch, slot, told, told_at: Instant::now(), tell_at: None };
     Ok((session, messages))
 }
 
 type Out = Result<Vec<pb::Down>, Last>;
 
 impl Session {
-    async fn check_key(&self, caller: &Caller) -> Result<(), Last> {
-        let revoked = self.app.shared.keys.is_revoked(caller);
-        if revoked { Err(Box::new(Ok(go_away("revoked", Duration::ZERO, "the API key was revoked")))) } else { Ok(()) }
-    }
-
     async fn woken(&mut self, woken: Woken) -> Out {
         if let Some(leave) = woken.leave {
             let wait = if leave == Leave::ShuttingDown {
@@ -196,7 +212,7 @@ impl Session {
             out.extend(self.standing(false));
         }
         if woken.commands {
-            match commands::deliver(&self.app, self.agent).await {
+            match commands::deliver(&self.opening.app, self.opening.agent).await {
                 Ok(open) => out.extend(
                     open.iter().map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))),
                 ),
@@ -210,11 +226,13 @@ impl Session {
     /// The standing, when it says something new: a tier at once, a mere balance not too often (`beat`: now).
     fn standing(&mut self, beat: bool) -> Option<pb::Down> {
         let now = standing_of(&self.slot.state());
+        self.tell_at = None;
         if now == self.told {
             return None;
         }
         let only_balance = Standing { credits: self.told.credits, ..now } == self.told;
         if only_balance && !beat && self.told_at.elapsed() < BALANCE_EVERY {
+            self.tell_at = Some(self.told_at + BALANCE_EVERY);
             return None;
         }
         self.told = now;
@@ -235,10 +253,10 @@ impl Session {
     }
 
     fn heartbeat(&mut self, beat: &pb::Heartbeat) -> Vec<pb::Down> {
-        let app = &self.app;
+        let app = &self.opening.app;
         app.shared.fleet.hear(&self.slot, app.clock.now());
         app.shared.metrics.heartbeats.inc();
-        if app.shared.health.hear(self.agent, &beat.agent_process) {
+        if app.shared.health.hear(self.opening.agent, &beat.agent_process) {
             app.shared.metrics.healing_successes.inc();
         }
         self.standing(true).into_iter().collect()
@@ -248,7 +266,6 @@ impl Session {
     async fn events(&mut self, mut events: Vec<pb::Event>, up: &mut Up) -> Out {
         let mut out = Vec::new();
         let mut then = None;
-        let mut ended = false;
         while events.len() < MAX_EVENTS {
             match up.message().now_or_never() {
                 Some(Ok(Some(pb::Up { msg: Some(pb::up::Msg::Event(event)) }))) => events.push(event),
@@ -261,11 +278,8 @@ impl Session {
                     break;
                 }
                 Some(Ok(Some(pb::Up { msg: None }))) => {}
-                Some(Ok(None) | Err(_)) => {
-                    ended = true;
-                    break;
-                }
-                None => break,
+                // A client that has hung up is not read again; its events are stored all the same.
+                Some(Ok(None) | Err(_)) | None => break,
             }
         }
         out.extend(self.store(events).await?);
@@ -273,8 +287,6 @@ impl Session {
         if matches!(then, Some(pb::up::Msg::Hello(_))) {
             return Err(Box::new(Ok(go_away("protocol_error", Duration::ZERO, "hello comes once"))));
         }
-        // A client that has hung up is not read again; its events are stored all the same.
-        let _ = ended;
         Ok(out)
     }
 
@@ -283,12 +295,12 @@ impl Session {
         if events.iter().any(|event| event.seq == 0) {
             return Err(Box::new(Ok(go_away("protocol_error", Duration::ZERO, "events are numbered from 1"))));
         }
-        let mut rest = events.into_iter().map(|event| events::from_wire(&self.app, event)).peekable();
+        let mut rest = events.into_iter().map(|event| events::from_wire(&self.opening.app, event)).peekable();
         while rest.peek().is_some() {
             let part: Vec<_> = rest.by_ref().take(MAX_EVENTS).collect();
-            let stream = StreamRef { epoch: self.epoch.clone(), session: Some(self.id), next_seq: None };
+            let stream = StreamRef { epoch: self.epoch.clone(), session: Some(self.opening.id), next_seq: None };
             let state = self.slot.state();
-            let done = events::store(&self.app, &state, stream, part)
+            let done = events::store(&self.opening.app, &state, stream, part)
                 .await
                 .map_err(|error| Box::new(farewell(&error)))?;
             out.push(ack(done));

@@ -100,7 +100,9 @@ pub(crate) async fn run<S: Service>(
     if matches!(over, Over::Done) {
         return Exit::End(stream);
     }
-    let mut rest = BytesMut::from(parts.read_buf);
+    // Copied, since even empty they hold on to hyper's buffer.
+    let mut rest = BytesMut::new();
+    rest.extend_from_slice(&parts.read_buf);
     rest.extend_from_slice(&unread);
     Exit::Rest(stream, rest)
 }

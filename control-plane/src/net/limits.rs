@@ -72,7 +72,7 @@ impl Default for Limits {
             max_headers: 100,
             max_buffer_bytes: 64 * 1024,
             max_warm: 1_024,
-            h2_max_streams: 100,
+            h2_max_streams: 1_000,
             h2_stream_window: 128 * 1024,
             h2_connection_window: 256 * 1024,
             h2_send_buffer: 64 * 1024,

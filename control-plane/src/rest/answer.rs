@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::DateTime;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderValue, StatusCode};
-use otonix_sdk::error::ErrorCode;
+use otonix_sdk::error::{ErrorCode, Problem};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ use crate::rest::call::{Call, form_pairs};
 use crate::rest::problem;
 use crate::store::idempotency::{self, Idem, StoredAnswer};
 use crate::store::list::{Cursor, Page, Param, Query};
-use crate::store::writer::Written;
+use crate::store::writer::{Target, Written};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -61,10 +61,12 @@ fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
         .into_response();
     }
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = raw(status, Body::from(answer.body));
-    if !status.is_success() {
-        let kind = HeaderValue::from_static("application/problem+json");
-        response.headers_mut().insert(CONTENT_TYPE, kind);
+    let mut response = raw(status, Body::from(answer.body.clone()));
+    if !status.is_success()
+        && let Ok(problem) = serde_json::from_str::<Problem>(&answer.body)
+    {
+        let code = ErrorCode::parse(&problem.code).unwrap_or(ErrorCode::Conflict);
+        response.extensions_mut().insert(problem::Pending { code, detail: problem.detail });
     }
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
     response
@@ -119,8 +121,7 @@ where
             let status = problem::status(&error);
             let body = problem::body(status, error.code(), problem::detail(&error), String::new());
             let answer = StoredAnswer { fingerprint: idem.fingerprint, ..stored(status, &body) };
-            let lane = Uuid::from_bytes_le(first_half(idem.scope));
-            let kept = app.writer.apply(lane, move |tx| {
+            let kept = app.writer.apply(Target::Shared, move |tx| {
                 Box::pin(async move {
                     if let idempotency::Claim::New = idempotency::claim(tx, &idem).await? {
                         idempotency::store(tx, &idem, &answer).await?;
@@ -135,12 +136,6 @@ where
         }
         Err(error) => error.into_response(),
     }
-}
-
-fn first_half(scope: [u8; 32]) -> [u8; 16] {
-    let mut half = [0; 16];
-    half.copy_from_slice(&scope[..16]);
-    half
 }
 
 /// Whether the same request would be refused for ever.

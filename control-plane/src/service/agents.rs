@@ -24,7 +24,7 @@ use crate::store::actions::{self, ActionRow};
 use crate::store::agents::{Namesake, NewAgent, Refresh};
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::transactions::Reporter;
-use crate::store::writer::{IdemFor, Tx, Written};
+use crate::store::writer::{IdemFor, Target, Tx, Written};
 use crate::store::{StoreError, agents, keys, ledger, transactions};
 
 /// Agents that one kill with `subtree` ends at most; more need another call.
@@ -82,7 +82,7 @@ pub async fn register(
         proven,
         grace: TimeDelta::from_std(app.settings.funding_grace).unwrap_or(TimeDelta::MAX),
     };
-    app.writer.run(key.owner.uuid(), idem, move |tx| Box::pin(register_in(tx, registration))).await
+    app.writer.run(Target::Shared, idem, move |tx| Box::pin(register_in(tx, registration))).await
 }
 
 /// Whether the address was shown to be the caller's.
@@ -291,7 +291,7 @@ pub async fn heartbeat_once(
     idem: IdemFor<HeartbeatAck>,
 ) -> Result<Written<HeartbeatAck>, Error> {
     let ack = heartbeat(app, caller, id).await?;
-    app.writer.run(id.uuid(), Some(idem), move |_| Box::pin(async move { Ok(ack) })).await
+    app.writer.run(Target::Agent(id.uuid()), Some(idem), move |_| Box::pin(async move { Ok(ack) })).await
 }
 
 /// Gives credits. They are funded from then on.
@@ -307,7 +307,7 @@ pub async fn grant(
 ) -> Result<Written<Granted>, Error> {
     caller.operator()?;
     limits::check_text("reason", &body.reason, 1..=512)?;
-    app.writer.run(id.uuid(), idem, move |tx| Box::pin(grant_in(tx, id, body))).await
+    app.writer.run(Target::Agent(id.uuid()), idem, move |tx| Box::pin(grant_in(tx, id, body))).await
 }
 
 async fn grant_in(tx: &mut Tx, id: AgentId, body: Grant) -> Result<Granted, Error> {
@@ -357,7 +357,7 @@ pub async fn kill(
     let state = agent_state(app, id).await?;
     caller.must_own("agent", id, Some(state.owner.uuid()), None)?;
     let subtree = body.subtree.unwrap_or(false);
-    app.writer.run(id.uuid(), idem, move |tx| Box::pin(kill_in(tx, id.uuid(), subtree, body.reason))).await
+    app.writer.run(Target::Shared, idem, move |tx| Box::pin(kill_in(tx, id.uuid(), subtree, body.reason))).await
 }
 
 async fn kill_in(tx: &mut Tx, id: Uuid, subtree: bool, reason: String) -> Result<Killed, Error> {

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::service::agent_state;
 use crate::service::transactions::check_object;
 use crate::store::list::{self, Page, Param, Query};
-use crate::store::writer::{IdemFor, Notice, Tx, Written};
+use crate::store::writer::{IdemFor, Notice, Target, Tx, Written};
 use crate::store::{agents, commands};
 
 const DEFAULT_TTL_SECS: u32 = 300;
@@ -77,7 +77,7 @@ pub async fn create(
         expires_at: now + TimeDelta::seconds(i64::from(ttl)),
         result: None,
     };
-    app.writer.run(agent.uuid(), idem, move |tx| Box::pin(queue(tx, agent.uuid(), command))).await
+    app.writer.run(Target::Agent(agent.uuid()), idem, move |tx| Box::pin(queue(tx, agent.uuid(), command))).await
 }
 
 async fn queue(tx: &mut Tx, agent: Uuid, command: Command) -> Result<Command, Error> {
@@ -116,7 +116,7 @@ pub async fn list(app: &App, caller: &Caller, agent: AgentId, mut query: Query) 
 /// 503 without database.
 pub async fn deliver(app: &App, agent: Uuid) -> Result<Vec<Command>, Error> {
     app.writer
-        .apply(agent, move |tx| {
+        .apply(Target::Agent(agent), move |tx| {
             Box::pin(async move { Ok(commands::deliver(tx, &[agent]).await?.remove(&agent).unwrap_or_default()) })
         })
         .await

@@ -12,7 +12,7 @@ use crate::auth::{Caller, Scope};
 use crate::error::Error;
 use crate::service::{linked_agent, linked_sandbox, may_record, record_owner};
 use crate::store::list::{self, Page, Param, Query};
-use crate::store::writer::{IdemFor, Tx, Written};
+use crate::store::writer::{IdemFor, Target, Tx, Written};
 use crate::store::{StoreError, domains};
 
 const STATUSES: [&str; 3] = ["active", "expired", "pending"];
@@ -90,9 +90,8 @@ pub async fn create(
         auto_renew: body.auto_renew.unwrap_or(false),
         managed: false,
     };
-    let lane = domain.id.uuid();
     app.writer
-        .run(lane, idem, move |tx| {
+        .run(Target::Shared, idem, move |tx| {
             Box::pin(async move {
                 domains::insert(tx, &domain, owner).await.map_err(|error| taken(error, &domain.name))?;
                 Ok(domain)
@@ -204,7 +203,7 @@ pub async fn update(app: &App, caller: &Caller, id: DomainId, body: ChangeDomain
         domain.agent_id = agent_id.unwrap_or(domain.agent_id);
         domain.auto_renew = body.auto_renew.unwrap_or(domain.auto_renew);
     };
-    app.writer.apply(id.uuid(), move |tx| Box::pin(update_in(tx, id, apply))).await
+    app.writer.apply(Target::Shared, move |tx| Box::pin(update_in(tx, id, apply))).await
 }
 
 async fn update_in(tx: &mut Tx, id: DomainId, apply: impl FnOnce(&mut Domain) + Send) -> Result<Domain, Error> {

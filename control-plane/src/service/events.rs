@@ -19,7 +19,7 @@ use crate::service::activity::{check_action, check_usage};
 use crate::service::{acting_agent, commands};
 use crate::store::agents::AgentState;
 use crate::store::batch::{EventRow, EventsDone, EventsItem, LoggedAction, NewEvent, StreamRef};
-use crate::store::writer::{IdemFor, Written};
+use crate::store::writer::{IdemFor, Target, Written};
 
 type Body = Result<EventRow, (&'static str, String)>;
 
@@ -192,7 +192,7 @@ pub async fn post(
     };
     match idem {
         // The events carry their own ids and numbers, so only the answer needs to be kept.
-        Some(idem) => app.writer.run(agent.uuid(), Some(idem), move |_| Box::pin(async move { Ok(ack) })).await,
+        Some(idem) => app.writer.run(Target::Agent(agent.uuid()), Some(idem), move |_| Box::pin(async move { Ok(ack) })).await,
         None => Ok(Written::Fresh(ack)),
     }
 }

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::store::actions::{self, ActionRow};
 use crate::store::keys::NewKeyRow;
 use crate::store::list::{self, Page, Param, Query};
-use crate::store::writer::{IdemFor, Notice, Tx, Written};
+use crate::store::writer::{IdemFor, Notice, Target, Tx, Written};
 use crate::store::{agents, keys};
 
 /// Active keys that one owner may have.
@@ -67,7 +67,7 @@ pub async fn generate(
     };
     let limited = made_by.is_some();
     let new_owner = joins.is_none();
-    app.writer.run(owner, idem, move |tx| Box::pin(insert(tx, row, secret, new_owner, limited))).await
+    app.writer.run(Target::Shared, idem, move |tx| Box::pin(insert(tx, row, secret, new_owner, limited))).await
 }
 
 async fn insert(tx: &mut Tx, row: NewKeyRow, secret: String, new_owner: bool, limited: bool) -> Result<NewKey, Error> {
@@ -120,7 +120,7 @@ pub async fn revoke(app: &App, caller: &Caller, id: KeyId, descendants: bool) ->
         caller.owner_key()?;
     }
     let caller = *caller;
-    app.writer.apply(id.uuid(), move |tx| Box::pin(revoke_in(tx, caller, id, descendants))).await
+    app.writer.apply(Target::Shared, move |tx| Box::pin(revoke_in(tx, caller, id, descendants))).await
 }
 
 async fn revoke_in(tx: &mut Tx, caller: Caller, id: KeyId, descendants: bool) -> Result<KeyRevoked, Error> {

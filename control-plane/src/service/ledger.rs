@@ -11,7 +11,7 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::service::agent_state;
 use crate::store::list::{self, Page, Param, Query};
-use crate::store::writer::Tx;
+use crate::store::writer::{Target, Tx};
 use crate::store::{agents, ledger};
 
 /// Lines of an agent's account, newest first.
@@ -47,7 +47,7 @@ pub enum End {
 /// 404, 409 `insufficient_credits` or `agent_killed`.
 pub async fn reserve(app: &App, agent: AgentId, amount: Amount, purpose: &str) -> Result<Uuid, Error> {
     let purpose = purpose.to_owned();
-    app.writer.apply(agent.uuid(), move |tx| Box::pin(reserve_in(tx, agent, amount, purpose))).await
+    app.writer.apply(Target::Agent(agent.uuid()), move |tx| Box::pin(reserve_in(tx, agent, amount, purpose))).await
 }
 
 async fn reserve_in(tx: &mut Tx, agent: AgentId, amount: Amount, purpose: String) -> Result<Uuid, Error> {
@@ -74,7 +74,7 @@ async fn reserve_in(tx: &mut Tx, agent: AgentId, amount: Amount, purpose: String
 /// # Errors
 /// 404 when it is not held.
 pub async fn end(app: &App, agent: AgentId, reservation: Uuid, how: End) -> Result<(), Error> {
-    app.writer.apply(agent.uuid(), move |tx| Box::pin(end_in(tx, agent, reservation, how))).await
+    app.writer.apply(Target::Agent(agent.uuid()), move |tx| Box::pin(end_in(tx, agent, reservation, how))).await
 }
 
 async fn end_in(tx: &mut Tx, agent: AgentId, id: Uuid, how: End) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::service::{linked_agent, may_record, record_owner};
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::sandboxes;
-use crate::store::writer::{IdemFor, Written};
+use crate::store::writer::{IdemFor, Target, Written};
 
 const STATUSES: [&str; 4] = ["running", "stopped", "deploying", "error"];
 const MAX_PORTS: usize = 1024;
@@ -73,9 +73,8 @@ pub async fn create(
         paid_until: None,
         created_at: app.clock.now(),
     };
-    let work = sandbox.id.uuid();
     app.writer
-        .run(work, idem, move |tx| {
+        .run(Target::Shared, idem, move |tx| {
             Box::pin(async move {
                 sandboxes::insert(tx, &sandbox, owner).await?;
                 Ok(sandbox)

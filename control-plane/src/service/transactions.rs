@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::service::{linked_agent, may_record, record_owner};
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::transactions::{self, Reporter};
-use crate::store::writer::{IdemFor, Written};
+use crate::store::writer::{IdemFor, Target, Written};
 use crate::store::StoreError;
 
 /// Bytes of a JSON object that a caller may attach.
@@ -93,9 +93,8 @@ pub async fn create(
         agent_id: agent.map(|state| state.id),
         created_at: app.clock.now(),
     };
-    let lane = row.id.uuid();
     app.writer
-        .run(lane, idem, move |tx| {
+        .run(Target::Shared, idem, move |tx| {
             Box::pin(async move {
                 transactions::insert(tx, &row, Reporter { owner, by_server: false }).await.map_err(duplicate)?;
                 Ok(row)

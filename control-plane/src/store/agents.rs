@@ -231,14 +231,18 @@ pub async fn write_beats(tx: &mut Tx, beats: &[(Uuid, DateTime<Utc>)]) -> Result
     Ok(())
 }
 
-/// Which of some agents are inactive.
+/// Which of some agents are inactive and may become active: an active key is left to them.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn inactive_among(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
-    const PG: &str = "SELECT id FROM agents WHERE id = ANY($1) AND status = 'inactive'";
-    const LITE: &str = "SELECT id FROM agents WHERE id IN (SELECT unhex(value) FROM json_each($1)) \
-        AND status = 'inactive'";
+    const PG: &str = "SELECT a.id FROM agents a WHERE a.id = ANY($1) AND a.status = 'inactive' AND EXISTS \
+        (SELECT 1 FROM api_keys k WHERE k.owner_id = a.owner_id AND k.status = 'active' \
+        AND (k.kind = 'owner' OR k.agent_id = a.id))";
+    const LITE: &str = "SELECT a.id FROM agents a WHERE a.id IN (SELECT unhex(value) FROM json_each($1)) \
+        AND a.status = 'inactive' AND EXISTS \
+        (SELECT 1 FROM api_keys k WHERE k.owner_id = a.owner_id AND k.status = 'active' \
+        AND (k.kind = 'owner' OR k.agent_id = a.id))";
     Ok(match &mut tx.conn {
         Conn::Postgres(c) => sqlx::query_scalar(PG).bind(ids).fetch_all(c).await?,
         Conn::Sqlite(c) => sqlx::query_scalar(LITE).bind(ids_json(ids)).fetch_all(c).await?,

@@ -170,7 +170,8 @@ impl BatchItem {
         }
     }
 
-    fn agent(&self) -> Uuid {
+    /// Whom it concerns.
+    pub fn agent(&self) -> Uuid {
         match self {
             Self::Events(item) => item.agent,
             Self::Hello(item) => item.agent,

@@ -8,7 +8,8 @@ use crate::store::{StoreError, on};
 
 /// Takes or renews a lease; gives back its epoch, or `None` while another replica has it.
 ///
-/// On PostgreSQL the database's clock decides, so that replicas with different clocks agree.
+/// On PostgreSQL the database's clock decides, so that replicas with different clocks agree. An embedded database has
+/// one server, which takes every lease.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
@@ -16,7 +17,8 @@ pub async fn hold(tx: &mut Tx, name: &str, holder: Uuid, for_secs: i64) -> Resul
     const SQL: &str = "INSERT INTO leases (name, holder, epoch, expires_at) VALUES ($1, $2, 1, $4) \
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, \
         epoch = CASE WHEN leases.holder = excluded.holder THEN leases.epoch ELSE leases.epoch + 1 END \
-        WHERE leases.holder = excluded.holder OR leases.expires_at <= $3 RETURNING epoch";
+        WHERE leases.holder = excluded.holder OR leases.expires_at <= $3 OR $5 RETURNING epoch";
+    let alone = !tx.conn.is_postgres();
     let now = database_time(tx).await?;
     let until = now + TimeDelta::seconds(for_secs);
     Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL)
@@ -24,6 +26,7 @@ pub async fn hold(tx: &mut Tx, name: &str, holder: Uuid, for_secs: i64) -> Resul
         .bind(holder)
         .bind(now)
         .bind(until)
+        .bind(alone)
         .fetch_optional(c)
         .await?))
 }

@@ -43,6 +43,10 @@ const READERS: u32 = 8;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a first connection is tried at start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A pooled connection that rested so long is tried before it is used.
+const RESTED: Duration = Duration::from_millis(500);
+/// How long a read may take, whatever the database does.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest statement that a request may cause on PostgreSQL.
 const STATEMENT_TIMEOUT: &str = "15s";
 
@@ -248,6 +252,12 @@ impl Db {
             .max_connections(READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
+            .before_acquire(|conn, meta| {
+                Box::pin(async move {
+                    // Busy connections are known to be alive; one that rested may have died with its server.
+                    if meta.idle_for < RESTED { Ok(true) } else { conn.ping().await.map(|()| true) }
+                })
+            })
             .connect_lazy_with(options.clone());
         let first = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await??;
         first.close().await?;
@@ -289,14 +299,12 @@ impl Db {
         let db = self.clone();
         let task = tokio::spawn(async move {
             let mut conn = db.reader().await?;
-            match read(&mut conn).await {
-                // A pooled connection may have died with the server: once more on a fresh one.
-                Err(StoreError::Unavailable(error)) => {
-                    close(conn).await;
-                    Err(StoreError::Unavailable(error))
-                }
-                done => done,
+            let timed_out = |_| Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+            let done = tokio::time::timeout(READ_TIMEOUT, read(&mut conn)).await.unwrap_or_else(timed_out);
+            if matches!(done, Err(StoreError::Unavailable(_))) {
+                close(conn).await;
             }
+            done
         });
         task.await.unwrap_or_else(|_| Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed)))
     }

@@ -4,6 +4,7 @@
 //! Every waiter is answered after the commit, never before. A caller that hangs up loses its answer, not its write.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +14,13 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use otonix_sdk::clock::Clock;
 use otonix_sdk::standing::Thresholds;
+use rand::Rng as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::store::agents::AgentState;
+use crate::store::agents::{self, AgentState};
 use crate::store::batch::{self, BatchItem, EventsItem, HelloItem};
 use crate::store::idempotency::{self, Claim, Idem, StoredAnswer};
 use crate::store::{Conn, Db, StoreError};
@@ -31,6 +33,9 @@ const GROUP: usize = 2048;
 const GROUP_EVENTS: usize = 4096;
 /// Lanes on PostgreSQL; SQLite has one writer.
 const POSTGRES_LANES: usize = 2;
+/// Shards of the system accounts, and how many of them one replica may use.
+const SHARDS: i64 = 64;
+const SHARD_STEP: i64 = 8;
 /// How long a lost connection is tried again before what waits is refused.
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 /// The longest that one transaction may take before its connection is given up.
@@ -91,6 +96,15 @@ pub struct IdemFor<T> {
     pub idem: Idem,
     /// Makes the stored answer, without secrets.
     pub encode: Box<dyn FnOnce(&T) -> StoredAnswer + Send>,
+}
+
+/// What a job concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// One agent and nothing else that is locked: its row is locked before any job of the group runs.
+    Agent(Uuid),
+    /// Anything else; all of these take the same lane.
+    Shared,
 }
 
 type Work<T> = Box<dyn for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send>;
@@ -171,9 +185,11 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("unknown")
 }
 
+type Queued = (Target, Box<dyn Job>);
+
 enum Item {
     Batch(BatchItem),
-    Job(Box<dyn Job>),
+    Job(Target, Box<dyn Job>),
 }
 
 /// Gives work to the lanes.
@@ -193,14 +209,16 @@ impl Writer {
         hook: &Arc<dyn OnCommit>,
         tracker: &TaskTracker,
     ) -> Self {
-        let spawn = |shard: usize| {
+        // Replicas rarely share a shard, so they rarely wait for each other's system accounts.
+        let first_shard = if db.is_postgres() { rand::rng().random_range(0..SHARDS) * SHARD_STEP } else { 0 };
+        let spawn = |lane: usize| {
             let (send, receive) = mpsc::channel(QUEUE);
             let lane = Lane {
                 db: db.clone(),
                 clock: Arc::clone(clock),
                 thresholds,
                 hook: Arc::clone(hook),
-                shard: i64::try_from(shard).unwrap_or(0),
+                shard: first_shard + i64::try_from(lane).unwrap_or(0),
                 receive,
                 conn: None,
                 up: true,
@@ -220,29 +238,36 @@ impl Writer {
         &self.lanes[spread % self.lanes.len()]
     }
 
-    /// Runs a job in the next transaction of the lane of an agent (or owner), and answers after its commit.
+    fn lane_of(&self, target: Target) -> &mpsc::Sender<Item> {
+        match target {
+            Target::Agent(id) => self.lane(id),
+            Target::Shared => &self.lanes[0],
+        }
+    }
+
+    /// Runs a job in the next transaction of its lane, and answers after the commit.
     ///
     /// # Errors
     /// What the job answers; [`StoreError::QueueFull`] when the lane is full; [`StoreError::Unavailable`] when the
     /// database is away, and then the write may have happened.
-    pub async fn run<T, F>(&self, lane: Uuid, idem: Option<IdemFor<T>>, work: F) -> Result<Written<T>, Error>
+    pub async fn run<T, F>(&self, target: Target, idem: Option<IdemFor<T>>, work: F) -> Result<Written<T>, Error>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
     {
-        self.send_job(self.lane(lane), idem, work).await
+        self.send_job(self.lane_of(target), target, idem, work).await
     }
 
     /// The same without an idempotency key.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub async fn apply<T, F>(&self, lane: Uuid, work: F) -> Result<T, Error>
+    pub async fn apply<T, F>(&self, target: Target, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
     {
-        fresh(self.run(lane, None, work).await?)
+        fresh(self.run(target, None, work).await?)
     }
 
     /// Runs a job in the heartbeats' lane.
@@ -254,12 +279,13 @@ impl Writer {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
     {
-        fresh(self.send_job(&self.beats, None, work).await?)
+        fresh(self.send_job(&self.beats, Target::Shared, None, work).await?)
     }
 
     async fn send_job<T, F>(
         &self,
         lane: &mpsc::Sender<Item>,
+        target: Target,
         idem: Option<IdemFor<T>>,
         work: F,
     ) -> Result<Written<T>, Error>
@@ -269,7 +295,7 @@ impl Writer {
     {
         let (reply, answer) = oneshot::channel();
         let job = TypedJob { work: Some(Box::new(work)), idem, outcome: None, reply };
-        lane.try_send(Item::Job(Box::new(job))).map_err(|_| StoreError::QueueFull)?;
+        lane.try_send(Item::Job(target, Box::new(job))).map_err(|_| StoreError::QueueFull)?;
         answer.await.map_err(|_| StoreError::Unavailable(sqlx::Error::WorkerCrashed))?
     }
 
@@ -332,7 +358,7 @@ impl Lane {
                             events = 0;
                         }
                     }
-                    Item::Job(job) => jobs.push(job),
+                    Item::Job(target, job) => jobs.push((target, job)),
                 }
             }
             if !batch.is_empty() || !jobs.is_empty() {
@@ -357,7 +383,7 @@ impl Lane {
 
     /// One transaction for all of this. A batch that the database refuses is taken apart, so that one bad item
     /// never fails the others.
-    async fn commit(&mut self, batch: Vec<BatchItem>, jobs: Vec<Box<dyn Job>>) {
+    async fn commit(&mut self, batch: Vec<BatchItem>, jobs: Vec<Queued>) {
         let started = tokio::time::Instant::now();
         let items = batch.len() + jobs.len();
         let mut batch = batch;
@@ -371,7 +397,7 @@ impl Lane {
                 for item in batch {
                     item.finish(None);
                 }
-                for job in jobs {
+                for (_, job) in jobs {
                     job.finish(Ok(()));
                 }
             }
@@ -379,14 +405,14 @@ impl Lane {
         }
     }
 
-    async fn failed(&mut self, error: StoreError, batch: Vec<BatchItem>, jobs: Vec<Box<dyn Job>>) {
+    async fn failed(&mut self, error: StoreError, batch: Vec<BatchItem>, jobs: Vec<Queued>) {
         if let StoreError::Unavailable(source) = &error {
             self.told(false);
             tracing::warn!(error = %source, items = batch.len() + jobs.len(), "a transaction failed");
             for item in batch {
                 item.finish(Some(error.again()));
             }
-            for job in jobs {
+            for (_, job) in jobs {
                 job.finish(Err(error.again()));
             }
             return;
@@ -401,9 +427,9 @@ impl Lane {
                 Ok(tx) => {
                     self.hook.committed(&tx.changed, &tx.notices);
                     self.conn = Some(tx.conn);
-                    job.finish(Ok(()));
+                    job.1.finish(Ok(()));
                 }
-                Err(error) => job.finish(Err(error)),
+                Err(error) => job.1.finish(Err(error)),
             }
         }
     }
@@ -439,7 +465,7 @@ impl Lane {
         }
     }
 
-    async fn attempt(&mut self, batch: &mut [BatchItem], jobs: &mut [Box<dyn Job>]) -> Result<Tx, StoreError> {
+    async fn attempt(&mut self, batch: &mut [BatchItem], jobs: &mut [Queued]) -> Result<Tx, StoreError> {
         let conn = self.connection().await?;
         let mut tx = Tx {
             conn,
@@ -468,15 +494,19 @@ impl Lane {
 async fn transaction(
     tx: &mut Tx,
     batch: &mut [BatchItem],
-    jobs: &mut [Box<dyn Job>],
+    jobs: &mut [Queued],
     peers: bool,
 ) -> Result<(), StoreError> {
     tx.conn.run_raw(if tx.conn.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" }).await?;
+    let ids = known_agents(batch, jobs);
+    if tx.conn.is_postgres() && !jobs.is_empty() && !ids.is_empty() {
+        agents::lock_states(tx, &ids).await?;
+    }
     if !batch.is_empty() {
         batch::store(tx, batch).await?;
     }
     let alone = batch.is_empty() && jobs.len() == 1;
-    for job in jobs.iter_mut() {
+    for (_, job) in jobs.iter_mut() {
         let (changed, notices) = (tx.changed.len(), tx.notices.len());
         if !alone {
             tx.conn.run_raw("SAVEPOINT job").await?;
@@ -499,4 +529,16 @@ async fn transaction(
         crate::store::replicas::notify(tx).await?;
     }
     tx.conn.run_raw("COMMIT").await
+}
+
+/// Every agent that a group is known to touch. They are locked in one order before anything else, so that groups of
+/// other lanes and replicas cannot wait for each other in a ring. (A batch alone does this by itself, and SQLite has
+/// one writer.)
+fn known_agents(batch: &[BatchItem], jobs: &[Queued]) -> Vec<Uuid> {
+    let of_jobs = jobs.iter().filter_map(|(target, _)| match target {
+        Target::Agent(id) => Some(*id),
+        Target::Shared => None,
+    });
+    let ids: BTreeSet<Uuid> = batch.iter().map(BatchItem::agent).chain(of_jobs).collect();
+    ids.into_iter().filter(|id| !id.is_nil()).collect()
 }

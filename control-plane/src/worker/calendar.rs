@@ -7,6 +7,7 @@ use tokio_cron_scheduler::{Job, JobScheduler};
 
 use crate::app::App;
 use crate::error::Error;
+use crate::store::writer::Target;
 use crate::store::{idempotency, retention, streams};
 use crate::worker::hold;
 
@@ -58,7 +59,7 @@ pub async fn forget_old_rows(app: &App) -> Result<(), Error> {
         if hold(app, "retention").await?.is_none() {
             return Ok(());
         }
-        let gone = app.writer.apply(app.replica, move |tx| {
+        let gone = app.writer.apply(Target::Shared, move |tx| {
             Box::pin(async move {
                 let actions = retention::delete_actions(tx, before, PAGE).await?;
                 let usage = retention::delete_usage(tx, before, PAGE).await?;
@@ -85,7 +86,7 @@ pub async fn forget_answers(app: &App) -> Result<(), Error> {
         }
         let gone = app
             .writer
-            .apply(app.replica, move |tx| Box::pin(async move { Ok(idempotency::forget(tx, before, PAGE).await?) }));
+            .apply(Target::Shared, move |tx| Box::pin(async move { Ok(idempotency::forget(tx, before, PAGE).await?) }));
         if gone.await? == 0 {
             break;
         }

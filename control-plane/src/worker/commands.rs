@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::error::Error;
+use crate::store::writer::Target;
 use crate::store::commands;
 
 /// Commands of one pass.
@@ -13,7 +14,7 @@ const PAGE: i64 = 1000;
 /// 503 without database.
 pub async fn run_once(app: &App) -> Result<(), Error> {
     app.writer
-        .apply(app.replica, |tx| Box::pin(async move { Ok(commands::expire(tx, PAGE).await?) }))
+        .apply(Target::Shared, |tx| Box::pin(async move { Ok(commands::expire(tx, PAGE).await?) }))
         .await
         .map(|_| ())
 }

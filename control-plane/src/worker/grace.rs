@@ -6,7 +6,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::store::actions::{self, ActionRow};
 use crate::store::agents;
-use crate::store::writer::Tx;
+use crate::store::writer::{Target, Tx};
 
 /// Agents of one pass.
 const PAGE: i64 = 1000;
@@ -21,7 +21,7 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
     if due.is_empty() {
         return Ok(());
     }
-    app.writer.apply(app.replica, move |tx| Box::pin(settle(tx, due))).await
+    app.writer.apply(Target::Shared, move |tx| Box::pin(settle(tx, due))).await
 }
 
 async fn settle(tx: &mut Tx, due: Vec<Uuid>) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::error::Error;
 use crate::store::actions::{self, ActionRow};
-use crate::store::writer::{Notice, Tx};
+use crate::store::writer::{Notice, Target, Tx};
 use crate::store::{agents, commands};
 
 /// How long the command may wait.
@@ -26,7 +26,7 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
     let most = (app.shared.links.len() * MOST_PERCENT / 100).max(1);
     for agent in app.shared.health.to_treat(most) {
         app.shared.metrics.healing_attempts.inc();
-        app.writer.apply(agent, move |tx| Box::pin(treat(tx, agent))).await?;
+        app.writer.apply(Target::Agent(agent), move |tx| Box::pin(treat(tx, agent))).await?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::store::actions::{self, ActionRow};
 use crate::store::agents::{self, Heard};
-use crate::store::writer::Tx;
+use crate::store::writer::{Target, Tx};
 use crate::worker::{ClockPair, Held, hold};
 
 /// Agents of one page, and pages of one pass.
@@ -84,7 +84,7 @@ fn is_silent(heard: &Heard, here: Option<DateTime<Utc>>, since: DateTime<Utc>, n
 
 async fn mark(app: &App, held: Held, silent: Vec<Uuid>) -> Result<(), Error> {
     let replica = app.replica;
-    let marked = app.writer.apply(replica, move |tx| Box::pin(mark_in(tx, held, replica, silent))).await?;
+    let marked = app.writer.apply(Target::Shared, move |tx| Box::pin(mark_in(tx, held, replica, silent))).await?;
     app.shared.metrics.marked_inactive.inc_by(marked);
     Ok(())
 }

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::app::App;
 use crate::error::Error;
 use crate::store::leases;
-use crate::store::writer::Tx;
+use crate::store::writer::{Target, Tx};
 
 pub mod beats;
 pub mod calendar;
@@ -41,7 +41,7 @@ pub struct Held {
 /// 503 without database.
 pub async fn hold(app: &App, name: &'static str) -> Result<Option<Held>, Error> {
     let replica = app.replica;
-    let epoch = app.writer.apply(replica, move |tx| {
+    let epoch = app.writer.apply(Target::Shared, move |tx| {
         Box::pin(async move { Ok(leases::hold(tx, name, replica, LEASE_SECS).await?) })
     });
     Ok(epoch.await?.map(|epoch| Held { name, epoch }))

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER};
+use chrono::{DateTime, Utc};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER};
 use reqwest::{Method, Response, Url, redirect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -112,6 +113,21 @@ impl Client {
     #[must_use]
     pub fn once(&self, key: &str) -> Self {
         Self { key: Some(Arc::from(key)), ..self.clone() }
+    }
+
+    /// What the server's clock says, in whole seconds; `None` when its answer has no date.
+    ///
+    /// # Errors
+    /// [`ClientError::NoAnswer`] when none came.
+    pub async fn server_time(&self) -> Result<Option<DateTime<Utc>>, ClientError> {
+        let url = self.server.url("/healthz")?;
+        let no_answer = |source: reqwest::Error| ClientError::NoAnswer {
+            sent: !source.is_connect() && !source.is_builder(),
+            source: source.without_url(),
+        };
+        let response = self.http.get(url).send().await.map_err(no_answer)?;
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        Ok(date.and_then(|date| DateTime::parse_from_rfc2822(date).ok()).map(|date| date.to_utc()))
     }
 
     /// Sends a call, again when that is safe and of use, and returns its 2xx answer.

@@ -316,6 +316,18 @@ mod tests {
     }
 
     #[test]
+    fn the_more_frequent_beat_wins() {
+        let (_dir, keeper) = keeper();
+        keeper.heard(said(60), None, NOW, 0);
+        keeper.limit_interval(Some(20));
+        assert_eq!(keeper.current().heartbeat_interval, 20);
+        keeper.limit_interval(Some(600));
+        assert_eq!(keeper.current().heartbeat_interval, 60);
+        keeper.limit_interval(None);
+        assert_eq!(keeper.current().heartbeat_interval, 60);
+    }
+
+    #[test]
     fn own_spending_lowers_the_tier_and_a_refused_record_gives_it_back() {
         let (_dir, keeper) = keeper();
         keeper.heard(said(2), None, NOW);

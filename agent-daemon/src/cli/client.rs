@@ -1,0 +1,72 @@
+//! Speaking to the running daemon over its socket.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
+use otonix_sdk::error::Problem;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+/// How long the daemon may take to answer: it waits for the disk.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer, bytes.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// A request to the daemon.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub method: Method,
+    pub path: &'a str,
+    pub body: Vec<u8>,
+    pub idempotency_key: Option<&'a str>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) const fn get(path: &'a str) -> Self {
+        Self { method: Method::GET, path, body: Vec::new(), idempotency_key: None }
+    }
+}
+
+/// Whether a daemon listens.
+pub(super) async fn listens(socket: &Path) -> bool {
+    UnixStream::connect(socket).await.is_ok()
+}
+
+/// Calls the daemon and reads its answer.
+pub(super) async fn call<T: DeserializeOwned>(socket: &Path, call: Call<'_>) -> anyhow::Result<T> {
+    let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+            anyhow!("no daemon is running at {}; start one with `otonix-agent run`", socket.display())
+        }
+        _ => anyhow!("failed to reach the daemon at {}: {error}", socket.display()),
+    })?;
+    tokio::time::timeout(TIMEOUT, exchange(stream, call)).await.context("the daemon does not answer")?
+}
+
+async fn exchange<T: DeserializeOwned>(stream: UnixStream, call: Call<'_>) -> anyhow::Result<T> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let mut request = Request::builder()
+        .method(call.method)
+        .uri(call.path)
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(key) = call.idempotency_key {
+        request = request.header("idempotency-key", key);
+    }
+    let answer = sender.send_request(request.body(Full::new(Bytes::from(call.body)))?).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+    let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
+    if !status.is_success() {
+        let problem: Problem =
+            serde_json::from_slice(&body).with_context(|| format!("the daemon answered {status}"))?;
+        bail!("{} ({})", problem.detail, problem.code);
+    }
+    serde_json::from_slice(&body).context("the daemon's answer cannot be read")
+}

@@ -1,0 +1,139 @@
+//! What the agent's process may call, over a unix socket: HTTP/1.1 and JSON.
+//!
+//! Only root, the daemon's user and the agent's user are served. Connections, heads, bodies and open event streams
+//! are bounded. What it accepts is on disk before it answers.
+
+mod events;
+mod problem;
+mod records;
+mod routes;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::accounts::Account;
+use crate::shared::Shared;
+
+/// The name of the socket in the state directory.
+pub const SOCKET: &str = "agent.sock";
+/// Connections served at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a request's head may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's head.
+const MAX_HEAD: usize = 16 * 1024;
+/// Longest path that the kernel takes for a socket.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Who is served besides root and the daemon's own user.
+#[derive(Debug, Clone, Copy)]
+struct Peers {
+    own: u32,
+    agent: Option<u32>,
+}
+
+impl Peers {
+    const fn allow(self, uid: u32) -> bool {
+        uid == 0 || uid == self.own || matches!(self.agent, Some(agent) if agent == uid)
+    }
+}
+
+/// A bound socket, not yet served.
+#[derive(Debug)]
+pub struct LocalApi {
+    listener: UnixListener,
+    path: PathBuf,
+    peers: Peers,
+}
+
+impl LocalApi {
+    /// Binds the socket, in place of one that an earlier life left. Call it while holding the state directory's lock.
+    ///
+    /// # Errors
+    /// A sentence for people: the path is too long, is something else than a socket, or cannot be written.
+    pub fn bind(path: &Path, account: Option<&Account>) -> anyhow::Result<Self> {
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            bail!("{} is too long for a socket; use a shorter --state-dir", path.display());
+        }
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
+            Ok(_) => bail!("{} is in the way: it is not a socket", path.display()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+        }
+        // The umask of the daemon leaves it to its owner until its group is set.
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("failed to bind {}", path.display()))?;
+        if let Some(account) = account {
+            std::os::unix::fs::chown(path, None, Some(account.gid))
+                .with_context(|| format!("failed to give {} to the agent's group", path.display()))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+        let own = rustix::process::getuid().as_raw();
+        let peers = Peers { own, agent: account.map(|account| account.uid) };
+        Ok(Self { listener, path: path.to_owned(), peers })
+    }
+
+    /// Serves until it is cancelled; then no new request is taken and the socket is removed.
+    pub async fn serve(self, shared: Shared, cancel: CancellationToken) {
+        let router = routes::router(shared, cancel.clone());
+        let stranger = routes::stranger();
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let place = tokio::select! {
+                () = cancel.cancelled() => break,
+                place = Arc::clone(&places).acquire_owned() => place,
+            };
+            let Ok(place) = place else { break };
+            let accepted = tokio::select! {
+                () = cancel.cancelled() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "failed to accept a local connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let known = stream.peer_cred().is_ok_and(|peer| self.peers.allow(peer.uid()));
+            let router = if known { router.clone() } else { stranger.clone() };
+            let cancel = cancel.clone();
+            tokio::spawn(async move {
+                serve_one(stream, router, cancel).await;
+                drop(place);
+            });
+        }
+        // It may have been removed by hand.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn serve_one(stream: UnixStream, router: axum::Router, cancel: CancellationToken) {
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = cancel.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a local connection ended early");
+    }
+}

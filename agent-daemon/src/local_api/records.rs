@@ -1,0 +1,95 @@
+//! `POST /v1/actions` and `POST /v1/usage`: what the agent did and what its model calls cost.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use otonix_sdk::api::actions::LogAction;
+use otonix_sdk::api::local::Accepted;
+use otonix_sdk::api::usage::LogUsage;
+use otonix_sdk::error::ErrorCode;
+use otonix_sdk::ids::EventId;
+use serde::de::DeserializeOwned;
+
+use super::problem::Refusal;
+use super::routes::json;
+use crate::shared::Shared;
+
+/// Largest body, bytes.
+const MAX_BODY: usize = 256 * 1024;
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest idempotency key.
+const MAX_KEY: usize = 128;
+
+/// `POST /v1/actions`.
+pub(super) async fn log_action(
+    State(shared): State<Shared>,
+    request: Request<Body>,
+) -> Result<Response, Refusal> {
+    let key = idempotency_key(request.headers())?;
+    let action: LogAction = read_json(request).await?;
+    let id = shared.agent.log_action(action, key.as_deref()).await?;
+    Ok(accepted(id))
+}
+
+/// `POST /v1/usage`.
+pub(super) async fn log_usage(
+    State(shared): State<Shared>,
+    request: Request<Body>,
+) -> Result<Response, Refusal> {
+    let key = idempotency_key(request.headers())?;
+    let mut usage: LogUsage = read_json(request).await?;
+    if usage.agent_id.take().is_some_and(|id| id != shared.agent.id()) {
+        let detail = "`agentId` is another agent's";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::UnknownLink, detail));
+    }
+    let id = shared.agent.log_usage(usage, key.as_deref()).await?;
+    Ok(accepted(id))
+}
+
+fn accepted(id: EventId) -> Response {
+    (StatusCode::ACCEPTED, json(&Accepted { id })).into_response()
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = key.to_str().unwrap_or_default();
+    if key.is_empty() || key.len() > MAX_KEY {
+        let detail = "`Idempotency-Key` must have 1 to 128 visible ASCII characters";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, detail));
+    }
+    Ok(Some(key.to_owned()))
+}
+
+async fn read_json<T: DeserializeOwned>(request: Request<Body>) -> Result<T, Refusal> {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let detail = format!("the body must have at most {MAX_BODY} bytes");
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::PayloadTooLarge, detail));
+        }
+        Ok(Err(_)) => {
+            let detail = "the body could not be read";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, detail));
+        }
+        Err(_) => {
+            let detail = "the body did not arrive in time";
+            return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::RequestTimeout, detail));
+        }
+    };
+    // A body that is not an object would otherwise be read by position.
+    let object = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    if !object {
+        let detail = "the body must be a JSON object";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidJson, detail));
+    }
+    serde_json::from_slice(&body).map_err(|error| {
+        let code = if error.is_data() { ErrorCode::InvalidField } else { ErrorCode::InvalidJson };
+        Refusal::new(StatusCode::BAD_REQUEST, code, error.to_string())
+    })
+}

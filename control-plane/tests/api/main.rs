@@ -1,0 +1,31 @@
+//! The control plane held to its contract from the outside, on SQLite and on PostgreSQL: one module per resource,
+//! then what goes across them (access, errors, lists, idempotency, races, replicas) and the session.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod actions;
+mod agents;
+mod commands;
+mod compute;
+mod configuration;
+mod domains;
+mod errors;
+mod events;
+mod grants;
+mod heartbeat;
+mod idempotency;
+mod keys;
+mod kill;
+mod ledger;
+mod lists;
+mod liveness;
+mod outage;
+mod races;
+mod replicas;
+mod sandboxes;
+mod sanitising;
+mod session;
+mod status;
+mod transactions;
