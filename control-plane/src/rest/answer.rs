@@ -114,7 +114,7 @@ where
             let status = problem::status(&error);
             let body = problem::body(status, error.code(), problem::detail(&error), String::new());
             let answer = StoredAnswer { fingerprint: idem.fingerprint, ..stored(status, &body) };
-            let kept = app.writer.apply(Target::Shared, move |tx| {
+            let kept = app.writer.apply(Target::Rows, move |tx| {
                 Box::pin(async move {
                     match idempotency::claim(tx, &idem).await? {
                         idempotency::Claim::New => {

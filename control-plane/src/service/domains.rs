@@ -91,7 +91,7 @@ pub async fn create(
         managed: false,
     };
     app.writer
-        .run(Target::Shared, idem, move |tx| {
+        .run(Target::Rows, idem, move |tx| {
             Box::pin(async move {
                 domains::insert(tx, &domain, owner).await.map_err(|error| taken(error, &domain.name))?;
                 Ok(domain)
@@ -207,6 +207,7 @@ pub async fn update(app: &App, caller: &Caller, id: DomainId, body: ChangeDomain
 }
 
 async fn update_in(tx: &mut Tx, id: DomainId, apply: impl FnOnce(&mut Domain) + Send) -> Result<Domain, Error> {
+    domains::lock(tx, id.uuid()).await?;
     let found = domains::domain(&mut tx.conn, id.uuid()).await?;
     let (mut domain, _) = found.ok_or_else(|| Error::not_found("domain", id))?;
     apply(&mut domain);

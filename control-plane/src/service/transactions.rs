@@ -94,7 +94,7 @@ pub async fn create(
         created_at: app.clock.now(),
     };
     app.writer
-        .run(Target::Shared, idem, move |tx| {
+        .run(Target::Rows, idem, move |tx| {
             Box::pin(async move {
                 transactions::insert(tx, &row, Reporter { owner, by_server: false }).await.map_err(duplicate)?;
                 Ok(row)

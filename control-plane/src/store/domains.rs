@@ -93,6 +93,18 @@ pub async fn update(tx: &mut Tx, domain: &Domain) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Keeps others from changing a domain until the end of the transaction. (SQLite has one writer.)
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn lock(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
+    const PG: &str = "SELECT 1 FROM domains WHERE id = $1 FOR NO KEY UPDATE";
+    if tx.conn.is_postgres() {
+        on!(&mut tx.conn, |c| sqlx::query(PG).bind(id).execute(c).await?.rows_affected());
+    }
+    Ok(())
+}
+
 /// One domain and its owner.
 ///
 /// # Errors

@@ -105,7 +105,10 @@ pub struct IdemFor<T> {
 pub enum Target {
     /// One agent and nothing else that is locked: its row is locked before any job of the group runs.
     Agent(Uuid),
-    /// Anything else; all of these take the same lane.
+    /// Rows that no other job waits for: they are written with whatever else is queued.
+    Rows,
+    /// Anything else. All of these take the same lane, and on PostgreSQL each has a transaction of its own: what it
+    /// locks is not known beforehand, so together with others it could wait in a ring.
     Shared,
 }
 
@@ -243,7 +246,7 @@ impl Writer {
     fn lane_of(&self, target: Target) -> &mpsc::Sender<Item> {
         match target {
             Target::Agent(id) => self.lane(id),
-            Target::Shared => &self.lanes[0],
+            Target::Rows | Target::Shared => &self.lanes[0],
         }
     }
 
@@ -349,6 +352,7 @@ impl Lane {
         while self.receive.recv_many(&mut group, GROUP).await > 0 {
             let mut batch = Vec::new();
             let mut jobs = Vec::new();
+            let mut apart = Vec::new();
             let mut events = 0;
             for item in group.drain(..) {
                 match item {
@@ -360,11 +364,15 @@ impl Lane {
                             events = 0;
                         }
                     }
+                    Item::Job(Target::Shared, job) if self.db.is_postgres() => apart.push((Target::Shared, job)),
                     Item::Job(target, job) => jobs.push((target, job)),
                 }
             }
             if !batch.is_empty() || !jobs.is_empty() {
                 self.commit(batch, jobs).await;
+            }
+            for job in apart {
+                self.commit(Vec::new(), vec![job]).await;
             }
         }
     }
@@ -460,7 +468,7 @@ impl Lane {
         let mut failure = None;
         for part in &mut parts {
             let mut stored = self.attempt(std::slice::from_mut(part), &mut []).await;
-            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_))) {
+            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_) | StoreError::LostRace)) {
                 part.reject();
                 stored = self.attempt(std::slice::from_mut(part), &mut []).await;
             }
@@ -557,7 +565,7 @@ async fn transaction(
 fn known_agents(batch: &[BatchItem], jobs: &[Queued]) -> Vec<Uuid> {
     let of_jobs = jobs.iter().filter_map(|(target, _)| match target {
         Target::Agent(id) => Some(*id),
-        Target::Shared => None,
+        Target::Rows | Target::Shared => None,
     });
     let ids: BTreeSet<Uuid> = batch.iter().map(BatchItem::agent).chain(of_jobs).collect();
     ids.into_iter().filter(|id| !id.is_nil()).collect()
