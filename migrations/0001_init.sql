@@ -48,6 +48,7 @@ CREATE TABLE agents (
     vps_ip TEXT,
     -- Whether the agent itself named vps_ip.
     vps_ip_sent BOOLEAN NOT NULL,
+    -- Actions beside those that streams.actions counts; the sum of both is the agent's total.
     total_actions BIGINT NOT NULL,
     children_count BIGINT NOT NULL,
     parent_id UUID,
@@ -197,11 +198,15 @@ CREATE TABLE reservations (
     PRIMARY KEY (agent_id, id)
 );
 
--- How far each life of a sender's spool is stored.
+-- How far each life of a sender's spool is stored, and how many actions it brought. The epoch '' counts the actions
+-- that came one by one over REST.
 CREATE TABLE streams (
     agent_id UUID NOT NULL,
     epoch TEXT NOT NULL,
     acked_seq BIGINT NOT NULL,
+    -- The acked_seq that the last writer found: a writer that found another one has lost a race.
+    prior_seq BIGINT NOT NULL,
+    actions BIGINT NOT NULL,
     acked_event_id UUID,
     updated_at TIMESTAMPTZ NOT NULL,
     PRIMARY KEY (agent_id, epoch)

@@ -122,7 +122,7 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
     let agent = Agent::start(link_config(&config, agent_id, &api_key, &state_dir)).await?;
     let (wanted, wants) = watch::channel(Wanted::default());
     let (progress, progresses) = watch::channel(Instant::now());
-    let (status, process) = watch::channel(ProcessStatus::default());
+    let process = watch::Sender::new(ProcessStatus::default());
     let launch = launch(&config, &state_dir, account.clone())?;
     let shared = Shared::new(Parts {
         agent,
@@ -130,7 +130,7 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
         state_dir,
         has_command: launch.is_some(),
         wanted,
-        process,
+        process: process.clone(),
         progress,
         notices: Parts::notices(),
         settings: watch::channel(settings).0,
@@ -138,7 +138,7 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
     });
     let supervisor = launch.map(|launch| {
         let environment = environment(Shared::clone(&shared), account, variables);
-        Supervisor::new(launch, environment, wants, progresses, status)
+        Supervisor::new(launch, environment, wants, progresses, process)
     });
     Ok((shared, supervisor))
 }
@@ -260,7 +260,7 @@ async fn watch_over(shared: &Shared, parts: &mut JoinSet<()>, signals: &mut Sign
     for timer in [&mut watchdog, &mut look] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
-    let mut process = shared.process.clone();
+    let mut process = shared.process.subscribe();
     let mut standings = shared.agent.standing_changes();
     loop {
         tokio::select! {

@@ -92,7 +92,7 @@ async fn restart(shared: &Shared) -> Result<String, String> {
 }
 
 async fn wait_for_start(shared: &Shared, generation: u64) -> Result<String, String> {
-    let mut process = shared.process.clone();
+    let mut process = shared.process.subscribe();
     let limit = Duration::from_secs(shared.config.agent.stop_grace) + SETTLE;
     let started = process.wait_for(|status| status.generation >= generation && status.pid.is_some());
     match tokio::time::timeout(limit, started).await {
@@ -105,7 +105,7 @@ async fn wait_for_start(shared: &Shared, generation: u64) -> Result<String, Stri
 async fn stop(shared: &Shared) -> Result<String, String> {
     needs_process(shared)?;
     set(shared, |settings| settings.held = true)?;
-    let mut process = shared.process.clone();
+    let mut process = shared.process.subscribe();
     let limit = Duration::from_secs(shared.config.agent.stop_grace) + SETTLE;
     let stopped = process.wait_for(|status| status.state == ProcessState::Stopped);
     match tokio::time::timeout(limit, stopped).await {

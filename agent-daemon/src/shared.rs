@@ -73,7 +73,7 @@ pub struct Parts {
     /// What the process should do.
     pub wanted: watch::Sender<Wanted>,
     /// What the process does.
-    pub process: watch::Receiver<ProcessStatus>,
+    pub process: watch::Sender<ProcessStatus>,
     /// When the process last said that it gets on.
     pub progress: watch::Sender<Instant>,
     /// For `GET /v1/events`.

@@ -15,7 +15,7 @@ pub async fn run(shared: Shared, cancel: CancellationToken) {
     let mut keeper = TierKeeper::new(shared);
     let mut standings = keeper.shared.agent.standing_changes();
     let mut settings = keeper.shared.settings.subscribe();
-    let mut process = keeper.shared.process.clone();
+    let mut process = keeper.shared.process.subscribe();
     loop {
         standings.borrow_and_update();
         settings.borrow_and_update();

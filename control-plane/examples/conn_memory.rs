@@ -25,7 +25,10 @@ struct Link;
 impl AgentLink for Link {
     type SessionStream = Pin<Box<dyn futures_util::Stream<Item = Result<Down, Status>> + Send>>;
 
-    async fn session(&self, request: Request<Streaming<Up>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<Up>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         let mut up = request.into_inner();
         // A tokio channel allocates 32 places at once: of frames they would be 8 KB for every stream.
         let (tx, rx) = tokio::sync::mpsc::channel(4);
@@ -140,7 +143,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::thread::sleep(Duration::from_millis(1500));
         let after = resident_bytes(&server);
         let count = i64::try_from(count)?;
-        writeln!(std::io::stdout(), "{what}: {} bytes each, {count} of them, {before} before", (after - before) / count)?;
+        writeln!(
+            std::io::stdout(),
+            "{what}: {} bytes each, {count} of them, {before} before",
+            (after - before) / count
+        )?;
         drop((warm_up, held));
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -140,7 +140,9 @@ impl Shared {
         }
         self.metrics.tier_changes.inc_by(self.fleet.apply(changed));
         for state in changed {
-            self.links.changed(state.id.uuid(), state.session, state.killed);
+            // What was read may be older than what is known: the newer one counts.
+            let known = self.fleet.cached(state.id.uuid()).map_or(*state, |slot| slot.state());
+            self.links.changed(known.id.uuid(), known.session, known.killed);
         }
         for notice in notices {
             match notice {

@@ -140,7 +140,7 @@ impl Error {
             Self::NewEpochRequired => ErrorCode::NewEpochRequired,
             Self::Superseded => ErrorCode::Conflict,
             Self::Store(StoreError::Unavailable(_)) => ErrorCode::DatabaseUnavailable,
-            Self::Store(StoreError::QueueFull) => ErrorCode::Overloaded,
+            Self::Store(StoreError::QueueFull | StoreError::LostRace) => ErrorCode::Overloaded,
             Self::Store(StoreError::Taken(_)) => ErrorCode::Conflict,
             Self::Store(StoreError::Corrupt { .. } | StoreError::Sql(_)) | Self::Internal(_) => ErrorCode::Internal,
         }

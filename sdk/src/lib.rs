@@ -16,7 +16,7 @@ pub mod convert;
 pub mod error;
 pub mod ids;
 pub mod limits;
-#[cfg(feature = "link")]
+#[cfg(feature = "agent")]
 pub mod link;
 pub mod money;
 pub mod prices;

@@ -15,7 +15,7 @@ use otonix_sdk::convert;
 use otonix_sdk::ids::{CommandId, EventId};
 use otonix_sdk::money::{Cost, MicroUsd};
 use otonix_sdk::standing::SurvivalTier;
-use support::{Chaos, Server, action, copy, standing, start, until};
+use support::{Chaos, Server, action, copy, now, standing, start, until};
 use uuid::Uuid;
 
 const ALL: Chaos = Chaos { drop_ack: 15, cut_before: 5, cut_after: 5, lose: 5 };
@@ -209,7 +209,7 @@ fn command(id: CommandId, secs: i64) -> pb::Command {
         id: id.to_string(),
         kind: "restart_agent".to_owned(),
         args: "{}".to_owned(),
-        expires_at: Some(convert::timestamp(chrono::Utc::now() + chrono::TimeDelta::seconds(secs))),
+        expires_at: Some(convert::timestamp(now() + chrono::TimeDelta::seconds(secs))),
     }
 }
 

@@ -123,7 +123,7 @@ impl Home {
     }
 }
 
-/// A running daemon; killed when dropped.
+/// A running daemon; stopped when dropped.
 pub struct Daemon {
     child: Child,
     socket: PathBuf,
@@ -249,9 +249,16 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if !self.stopped {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        if self.stopped {
+            return;
         }
+        // In order, so that the agent's process and all it has started end as well.
+        let _ = Command::new("kill").arg(self.pid().to_string()).status();
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -52,7 +52,7 @@ fn farewell(error: &Error) -> Result<pb::Down, Status> {
         Error::NotFound { .. } => Ok(go_away("not_found", Duration::ZERO, error.to_string())),
         Error::Conflict { .. } => Ok(go_away("killed", Duration::ZERO, error.to_string())),
         Error::Busy { retry_after, .. } => Ok(go_away("overloaded", *retry_after, error.to_string())),
-        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull) => {
+        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
             let wait = Duration::from_millis(rand::rng().random_range(500..3000));
             Ok(go_away("overloaded", wait, "the database is away or busy"))
         }

@@ -91,7 +91,7 @@ impl Drop for Turn {
 }
 
 /// Runs a POST once per idempotency key: a repeat gets the stored answer, a parallel one is told to wait.
-/// What is refused for good is kept too.
+/// The key is taken in the transaction that does the work; what is refused for good before any work is kept too.
 pub async fn once<F, H>(call: Call, handler: H) -> Response
 where
     H: FnOnce(Call) -> F,
@@ -108,13 +108,6 @@ where
         )
         .into_response();
     };
-    let before =
-        app.db.read(move |conn| Box::pin(async move { idempotency::answer(conn, idem.scope).await })).await;
-    match before {
-        Ok(Some(answer)) => return replay(Some(idem), answer),
-        Ok(None) => {}
-        Err(error) => return Error::Store(error).into_response(),
-    }
     match handler(call).await {
         Ok(response) => response,
         Err(error) if is_final(&error) => {
@@ -123,14 +116,18 @@ where
             let answer = StoredAnswer { fingerprint: idem.fingerprint, ..stored(status, &body) };
             let kept = app.writer.apply(Target::Shared, move |tx| {
                 Box::pin(async move {
-                    if let idempotency::Claim::New = idempotency::claim(tx, &idem).await? {
-                        idempotency::store(tx, &idem, &answer).await?;
+                    match idempotency::claim(tx, &idem).await? {
+                        idempotency::Claim::New => {
+                            idempotency::store(tx, &idem, &answer).await?;
+                            Ok(None)
+                        }
+                        idempotency::Claim::Taken(before) => Ok(Some(before)),
                     }
-                    Ok(())
                 })
             });
             match kept.await {
-                Ok(()) => error.into_response(),
+                Ok(None) => error.into_response(),
+                Ok(Some(before)) => replay(Some(idem), before),
                 Err(failed) => failed.into_response(),
             }
         }

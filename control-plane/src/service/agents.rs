@@ -377,7 +377,7 @@ async fn kill_in(tx: &mut Tx, id: Uuid, subtree: bool, reason: String) -> Result
         state.killed = true;
         state.settle(tx.at, &tx.thresholds);
         lines.push(ActionRow::by_server(&state, "system", "agent was killed", Some(reason.clone()), tx.at));
-        changes.push((state, 0));
+        changes.push(state);
     }
     actions::insert(tx, &lines).await?;
     agents::write_states(tx, &mut changes).await?;

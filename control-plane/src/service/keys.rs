@@ -152,7 +152,7 @@ async fn deactivate(tx: &mut Tx, ids: &[Uuid]) -> Result<u64, Error> {
     for mut state in states.into_iter().filter(|state| state.status == AgentStatus::Active) {
         state.status = AgentStatus::Inactive;
         lines.push(ActionRow::by_server(&state, "system", "agent is inactive: no active key is left", None, tx.at));
-        changes.push((state, 0));
+        changes.push(state);
     }
     actions::insert(tx, &lines).await?;
     agents::write_states(tx, &mut changes).await?;

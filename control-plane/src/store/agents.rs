@@ -144,42 +144,40 @@ async fn select_states(conn: &mut Conn, ids: &[Uuid], lock: bool) -> Result<Vec<
     })
 }
 
-/// Writes what [`AgentState`] says of locked agents, and adds to their action counts; raises their versions.
+/// Writes what [`AgentState`] says of locked agents; raises their versions.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn write_states(tx: &mut Tx, changes: &mut [(AgentState, i64)]) -> Result<(), StoreError> {
+pub async fn write_states(tx: &mut Tx, changes: &mut [AgentState]) -> Result<(), StoreError> {
     const PG: &str = "UPDATE agents a SET credits = c.credits, funded = c.funded, survival_tier = c.tier, \
-        status = c.status, total_actions = a.total_actions + c.actions, session_id = c.session, version = c.version \
-        FROM UNNEST($1::uuid[], $2::bigint[], $3::boolean[], $4::text[], $5::text[], $6::bigint[], $7::uuid[], \
-        $8::bigint[]) AS c(id, credits, funded, tier, status, actions, session, version) WHERE a.id = c.id";
+        status = c.status, session_id = c.session, version = c.version \
+        FROM UNNEST($1::uuid[], $2::bigint[], $3::boolean[], $4::text[], $5::text[], $6::uuid[], \
+        $7::bigint[]) AS c(id, credits, funded, tier, status, session, version) WHERE a.id = c.id";
     const LITE: &str = "UPDATE agents SET credits = c.value->>1, funded = c.value->>2, survival_tier = c.value->>3, \
-        status = c.value->>4, total_actions = total_actions + (c.value->>5), session_id = unhex(c.value->>6), \
-        version = c.value->>7 FROM json_each($1) c WHERE agents.id = unhex(c.value->>0)";
+        status = c.value->>4, session_id = unhex(c.value->>5), version = c.value->>6 FROM json_each($1) c WHERE agents.id = unhex(c.value->>0)";
     if changes.is_empty() {
         return Ok(());
     }
-    for (state, _) in changes.iter_mut() {
+    for state in changes.iter_mut() {
         state.version += 1;
     }
     match &mut tx.conn {
         Conn::Postgres(c) => {
             sqlx::query(PG)
-                .bind(changes.iter().map(|(s, _)| s.id.uuid()).collect::<Vec<_>>())
-                .bind(changes.iter().map(|(s, _)| s.credits.micros()).collect::<Vec<_>>())
-                .bind(changes.iter().map(|(s, _)| s.funded).collect::<Vec<_>>())
-                .bind(changes.iter().map(|(s, _)| s.tier.as_str()).collect::<Vec<_>>())
-                .bind(changes.iter().map(|(s, _)| s.status.as_str()).collect::<Vec<_>>())
-                .bind(changes.iter().map(|(_, actions)| *actions).collect::<Vec<_>>())
-                .bind(changes.iter().map(|(s, _)| s.session).collect::<Vec<_>>())
-                .bind(changes.iter().map(|(s, _)| s.version).collect::<Vec<_>>())
+                .bind(changes.iter().map(|s| s.id.uuid()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|s| s.credits.micros()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|s| s.funded).collect::<Vec<_>>())
+                .bind(changes.iter().map(|s| s.tier.as_str()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|s| s.status.as_str()).collect::<Vec<_>>())
+                .bind(changes.iter().map(|s| s.session).collect::<Vec<_>>())
+                .bind(changes.iter().map(|s| s.version).collect::<Vec<_>>())
                 .execute(c)
                 .await?;
         }
         Conn::Sqlite(c) => {
             let rows: Vec<_> = changes
                 .iter()
-                .map(|(s, actions)| {
+                .map(|s| {
                     let session = s.session.map(hex_id);
                     (
                         hex_id(s.id.uuid()),
@@ -187,7 +185,6 @@ pub async fn write_states(tx: &mut Tx, changes: &mut [(AgentState, i64)]) -> Res
                         i64::from(s.funded),
                         s.tier.as_str(),
                         s.status.as_str(),
-                        actions,
                         session,
                         s.version,
                     )
@@ -197,7 +194,7 @@ pub async fn write_states(tx: &mut Tx, changes: &mut [(AgentState, i64)]) -> Res
         }
         Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => {}
     }
-    tx.changed.extend(changes.iter().map(|(state, _)| *state));
+    tx.changed.extend_from_slice(changes);
     Ok(())
 }
 
@@ -473,8 +470,9 @@ pub(super) struct AgentRow {
 }
 
 pub(super) const AGENT_COLUMNS: &str = "id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
-    genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, total_actions, \
-    children_count, parent_id, funded, grace_until, killed_at, created_at";
+    genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, \
+    total_actions + COALESCE((SELECT CAST(SUM(s.actions) AS BIGINT) FROM streams s WHERE s.agent_id = agents.id), 0) \
+    AS total_actions, children_count, parent_id, funded, grace_until, killed_at, created_at";
 
 impl TryFrom<AgentRow> for Agent {
     type Error = StoreError;
@@ -514,8 +512,9 @@ impl TryFrom<AgentRow> for Agent {
 /// [`StoreError`] when the database refuses or is away.
 pub async fn agent(conn: &mut Conn, id: Uuid) -> Result<Option<Agent>, StoreError> {
     const SQL: &str = "SELECT id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
-        genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, total_actions, \
-        children_count, parent_id, funded, grace_until, killed_at, created_at FROM agents WHERE id = $1";
+        genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, total_actions + \
+        COALESCE((SELECT CAST(SUM(s.actions) AS BIGINT) FROM streams s WHERE s.agent_id = agents.id), 0) AS \
+        total_actions, children_count, parent_id, funded, grace_until, killed_at, created_at FROM agents WHERE id = $1";
     let row: Option<AgentRow> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
     row.map(Agent::try_from).transpose()
 }

@@ -1,7 +1,8 @@
 //! The hot path: events of many agents stored in one transaction, each exactly once.
 //!
-//! Every agent of the batch is locked first (in the order of ids); that lock is what makes sequence numbers,
-//! balances and standings right when several replicas write for the same agent.
+//! An agent whose row changes (its balance, its session) is locked first, in the order of ids. A stream is not locked:
+//! its row is written on condition that it is where it was found, and a batch that lost the race to another replica
+//! is tried again. Events of a superseded session that slip in before a new one are found again by their ids.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -19,7 +20,7 @@ use crate::store::agents::{self, AgentState};
 use crate::store::commands;
 use crate::store::idempotency::{Idem, StoredAnswer};
 use crate::store::ledger::{self, NewTransfer};
-use crate::store::streams::{self, Position};
+use crate::store::streams::{self, Moved, Position};
 use crate::store::usage::UsageRow;
 use crate::store::writer::Tx;
 use crate::store::{StoreError, actions, usage};
@@ -186,6 +187,24 @@ impl BatchItem {
         }
     }
 
+    /// Makes it ready for another attempt: what was found out is found out anew.
+    pub fn again(&mut self) {
+        match self {
+            Self::Events(item) => item.outcome = None,
+            Self::Hello(item) => item.outcome = None,
+        }
+    }
+
+    /// Whether it changes its agent's row, which must then be locked first.
+    fn changes_agent(&self) -> bool {
+        match self {
+            Self::Events(item) => {
+                item.events.iter().any(|event| matches!(event.body, Ok(EventRow::Usage(_))))
+            }
+            Self::Hello(_) => true,
+        }
+    }
+
     /// One part for every event, and what answers the waiter for all of them.
     pub fn split(self) -> (Vec<Self>, Whole) {
         match self {
@@ -290,9 +309,11 @@ type StreamKey = (Uuid, String);
 
 struct Work {
     states: BTreeMap<Uuid, AgentState>,
-    touched: BTreeMap<Uuid, i64>,
+    /// Agents whose rows change; they are locked.
+    touched: BTreeSet<Uuid>,
     streams: HashMap<StreamKey, Position>,
-    moved: BTreeSet<StreamKey>,
+    /// Streams that move, with the number each was found at.
+    moved: BTreeMap<StreamKey, u64>,
     known: HashSet<(Uuid, Uuid)>,
     actions: Vec<ActionRow>,
     usage: Vec<UsageRow>,
@@ -352,9 +373,20 @@ fn replayed(stored: StoredAnswer) -> EventsDone {
 }
 
 async fn load(tx: &mut Tx, items: &[BatchItem]) -> Result<Work, StoreError> {
-    let ids: BTreeSet<Uuid> = items.iter().map(BatchItem::agent).filter(|id| !id.is_nil()).collect();
-    let ids: Vec<Uuid> = ids.into_iter().collect();
-    let states = if ids.is_empty() { Vec::new() } else { agents::lock_states(tx, &ids).await? };
+    let agents_of = |changing: bool| -> BTreeSet<Uuid> {
+        let items = items.iter().filter(|item| item.changes_agent() == changing);
+        items.map(BatchItem::agent).filter(|id| !id.is_nil()).collect()
+    };
+    let changing = agents_of(true);
+    let reading: Vec<Uuid> = agents_of(false).difference(&changing).copied().collect();
+    let changing: Vec<Uuid> = changing.into_iter().collect();
+    let mut states = Vec::new();
+    if !changing.is_empty() {
+        states.extend(agents::lock_states(tx, &changing).await?);
+    }
+    if !reading.is_empty() {
+        states.extend(agents::states_of(&mut tx.conn, &reading).await?);
+    }
     let mut wanted: BTreeSet<StreamKey> = BTreeSet::new();
     for item in items {
         match item {
@@ -371,9 +403,9 @@ async fn load(tx: &mut Tx, items: &[BatchItem]) -> Result<Work, StoreError> {
     let streams = if wanted.is_empty() { HashMap::new() } else { streams::positions(tx, &wanted).await? };
     let mut work = Work {
         states: states.into_iter().map(|state| (state.id.uuid(), state)).collect(),
-        touched: BTreeMap::new(),
+        touched: BTreeSet::new(),
         streams,
-        moved: BTreeSet::new(),
+        moved: BTreeMap::new(),
         known: HashSet::new(),
         actions: Vec::new(),
         usage: Vec::new(),
@@ -430,8 +462,8 @@ fn accept(work: &mut Work, item: &mut EventsItem, at: DateTime<Utc>) -> Result<E
     }
     let Some(stream) = item.stream.clone() else {
         let owner = item.owner;
-        for event in item.events.drain(..) {
-            take(work, item.agent, owner, event, at);
+        for event in &item.events {
+            take(work, item.agent, owner, event.clone(), at);
         }
         return Ok(EventsDone {
             acked_seq: 0,
@@ -470,7 +502,7 @@ fn accept_stream(
     }
     let mut rejected = Vec::new();
     let mut resend_from = None;
-    for event in item.events.drain(..) {
+    for event in &item.events {
         if event.seq <= position.acked_seq {
             continue;
         }
@@ -488,7 +520,7 @@ fn accept_stream(
                 detail: detail.clone(),
             });
         }
-        take(work, item.agent, item.owner, event, at);
+        take(work, item.agent, item.owner, event.clone(), at);
     }
     let done = EventsDone {
         acked_seq: position.acked_seq,
@@ -498,8 +530,8 @@ fn accept_stream(
         state: None,
         replay: None,
     };
-    work.streams.insert(key.clone(), position);
-    work.moved.insert(key);
+    let found = work.streams.insert(key.clone(), position).map_or(0, |position| position.acked_seq);
+    work.moved.entry(key).or_insert(found);
     Ok(done)
 }
 
@@ -572,7 +604,7 @@ async fn open(tx: &mut Tx, work: &mut Work, item: &mut HelloItem) -> Result<(), 
         ));
     }
     state.session = Some(item.session);
-    work.touched.entry(item.agent).or_insert(0);
+    work.touched.insert(item.agent);
     item.outcome = Some(Ok(HelloDone {
         state: *state,
         acked_seq: position.acked_seq,
@@ -583,22 +615,19 @@ async fn open(tx: &mut Tx, work: &mut Work, item: &mut HelloItem) -> Result<(), 
 }
 
 async fn write(tx: &mut Tx, work: &mut Work) -> Result<(), StoreError> {
-    let counts = actions::insert(tx, &work.actions).await?;
-    for (agent, count) in counts {
-        *work.touched.entry(agent).or_insert(0) += count;
-    }
+    let mut counts = actions::insert(tx, &work.actions).await?;
     let transfers = debit(tx, work).await?;
     let now = tx.at;
     let mut tier_actions = Vec::new();
     let mut changes = Vec::with_capacity(work.touched.len());
-    for (agent, count) in &work.touched {
+    for agent in &work.touched {
         let Some(state) = work.states.get_mut(agent) else { continue };
         let before = state.tier;
         state.settle(now, &tx.thresholds);
         if state.tier != before {
             tier_actions.push(ActionRow::tier_change(state, before, now));
         }
-        changes.push((*state, *count));
+        changes.push(*state);
     }
     actions::insert(tx, &tier_actions).await?;
     ledger::insert(tx, &transfers).await?;
@@ -607,14 +636,19 @@ async fn write(tx: &mut Tx, work: &mut Work) -> Result<(), StoreError> {
         ledger::add_to_account(tx, ledger::COMPUTE, spent).await?;
     }
     agents::write_states(tx, &mut changes).await?;
-    for (state, _) in changes {
+    for state in changes {
         work.states.insert(state.id.uuid(), state);
     }
-    let moved: Vec<_> = work
-        .moved
-        .iter()
-        .filter_map(|key| work.streams.get(key).map(|position| (key.0, key.1.as_str(), position.clone())))
-        .collect();
+    let mut moved: Vec<Moved<'_>> = Vec::with_capacity(work.moved.len());
+    for ((agent, epoch), from) in &work.moved {
+        let to = work.streams.get(&(*agent, epoch.clone())).cloned().unwrap_or_default();
+        let actions = counts.remove(agent).unwrap_or(0);
+        moved.push(Moved { agent: *agent, epoch, from: *from, to, actions });
+    }
+    // What came one by one over REST is counted under no epoch.
+    let single = counts.into_iter().filter(|(_, actions)| *actions > 0);
+    moved.extend(single.map(|(agent, actions)| Moved { agent, epoch: "", from: 0, to: Position::default(), actions }));
+    moved.sort_by(|a, b| (a.agent, a.epoch).cmp(&(b.agent, b.epoch)));
     streams::write_positions(tx, &moved).await?;
     streams::insert_rejects(tx, &work.rejects).await?;
     for (agent, command, ok, says) in &work.ended {
@@ -637,7 +671,7 @@ async fn debit(tx: &mut Tx, work: &mut Work) -> Result<Vec<NewTransfer>, StoreEr
             continue;
         }
         let Some(state) = work.states.get_mut(&row.agent) else { continue };
-        work.touched.entry(row.agent).or_insert(0);
+        work.touched.insert(row.agent);
         if row.cost > 0 {
             state.credits = state.credits.saturating_sub(MicroUsd::from_micros(row.cost));
             transfers.push(NewTransfer {

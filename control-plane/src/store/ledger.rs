@@ -134,9 +134,9 @@ pub async fn move_credits(
     if state.tier != before {
         actions::insert(tx, &[ActionRow::tier_change(state, before, tx.at)]).await?;
     }
-    let mut changes = [(*state, 0)];
+    let mut changes = [*state];
     agents::write_states(tx, &mut changes).await?;
-    *state = changes[0].0;
+    *state = changes[0];
     Ok(())
 }
 

@@ -62,6 +62,9 @@ pub enum StoreError {
     /// A unique value is taken; the name of the constraint where the database tells it.
     #[error("a unique value is taken")]
     Taken(String),
+    /// Another replica changed the same stream meanwhile; the transaction is tried again.
+    #[error("another writer was faster")]
+    LostRace,
     /// A row cannot be decoded.
     #[error("corrupt {table}.{column}")]
     Corrupt {
@@ -81,6 +84,7 @@ impl StoreError {
         match self {
             Self::Unavailable(_) => Self::Unavailable(sqlx::Error::WorkerCrashed),
             Self::QueueFull => Self::QueueFull,
+            Self::LostRace => Self::LostRace,
             Self::Taken(what) => Self::Taken(what.clone()),
             Self::Corrupt { table, column } => Self::Corrupt { table, column },
             Self::Sql(_) => Self::Sql(sqlx::Error::RowNotFound),

@@ -19,6 +19,18 @@ pub struct Position {
     pub acked_event: Option<Uuid>,
 }
 
+/// A change of a stream's row.
+#[derive(Debug, Clone)]
+pub struct Moved<'a> {
+    pub agent: Uuid,
+    pub epoch: &'a str,
+    /// What it was found at.
+    pub from: u64,
+    pub to: Position,
+    /// Actions that came with it.
+    pub actions: i64,
+}
+
 #[derive(FromRow)]
 struct PositionRow {
     agent_id: Uuid,
@@ -62,46 +74,55 @@ pub async fn positions(
         .collect()
 }
 
-/// Writes where streams stand now.
+/// Writes where streams stand now, in the order of their keys.
 ///
 /// # Errors
-/// [`StoreError`] when the database refuses or is away.
-pub async fn write_positions(tx: &mut Tx, moved: &[(Uuid, &str, Position)]) -> Result<(), StoreError> {
-    const PG: &str = "INSERT INTO streams (agent_id, epoch, acked_seq, acked_event_id, updated_at) \
-        SELECT m.agent_id, m.epoch, m.seq, m.event, $5 FROM UNNEST($1::uuid[], $2::text[], $3::bigint[], $4::uuid[]) \
-        AS m(agent_id, epoch, seq, event) ON CONFLICT (agent_id, epoch) DO UPDATE SET acked_seq = excluded.acked_seq, \
-        acked_event_id = excluded.acked_event_id, updated_at = excluded.updated_at";
-    const LITE: &str = "INSERT INTO streams (agent_id, epoch, acked_seq, acked_event_id, updated_at) \
-        SELECT unhex(m.value->>0), m.value->>1, m.value->>2, unhex(m.value->>3), $2 FROM json_each($1) m WHERE true \
+/// [`StoreError::LostRace`] when another replica has moved one meanwhile; [`StoreError`] when the database refuses or
+/// is away.
+pub async fn write_positions(tx: &mut Tx, moved: &[Moved<'_>]) -> Result<(), StoreError> {
+    const PG: &str = "INSERT INTO streams (agent_id, epoch, acked_seq, acked_event_id, prior_seq, actions, updated_at) \
+        SELECT m.*, $7 FROM UNNEST($1::uuid[], $2::text[], $3::bigint[], $4::uuid[], $5::bigint[], $6::bigint[]) AS m \
         ON CONFLICT (agent_id, epoch) DO UPDATE SET acked_seq = excluded.acked_seq, \
-        acked_event_id = excluded.acked_event_id, updated_at = excluded.updated_at";
+        acked_event_id = excluded.acked_event_id, prior_seq = excluded.prior_seq, \
+        actions = streams.actions + excluded.actions, updated_at = excluded.updated_at \
+        WHERE streams.acked_seq = excluded.prior_seq";
+    const LITE: &str = "INSERT INTO streams (agent_id, epoch, acked_seq, acked_event_id, prior_seq, actions, \
+        updated_at) SELECT unhex(m.value->>0), m.value->>1, m.value->>2, unhex(m.value->>3), m.value->>4, \
+        m.value->>5, $2 FROM json_each($1) m WHERE true \
+        ON CONFLICT (agent_id, epoch) DO UPDATE SET acked_seq = excluded.acked_seq, \
+        acked_event_id = excluded.acked_event_id, prior_seq = excluded.prior_seq, \
+        actions = streams.actions + excluded.actions, updated_at = excluded.updated_at \
+        WHERE streams.acked_seq = excluded.prior_seq";
     if moved.is_empty() {
         return Ok(());
     }
-    let seq = |position: &Position| i64::try_from(position.acked_seq).unwrap_or(i64::MAX);
-    match &mut tx.conn {
-        Conn::Postgres(c) => {
-            sqlx::query(PG)
-                .bind(moved.iter().map(|(agent, ..)| *agent).collect::<Vec<_>>())
-                .bind(moved.iter().map(|(_, epoch, _)| *epoch).collect::<Vec<_>>())
-                .bind(moved.iter().map(|(.., position)| seq(position)).collect::<Vec<_>>())
-                .bind(moved.iter().map(|(.., position)| position.acked_event).collect::<Vec<_>>())
-                .bind(tx.at)
-                .execute(c)
-                .await?;
-        }
+    let number = |seq: u64| i64::try_from(seq).unwrap_or(i64::MAX);
+    let written = match &mut tx.conn {
+        Conn::Postgres(c) => sqlx::query(PG)
+            .bind(moved.iter().map(|row| row.agent).collect::<Vec<_>>())
+            .bind(moved.iter().map(|row| row.epoch).collect::<Vec<_>>())
+            .bind(moved.iter().map(|row| number(row.to.acked_seq)).collect::<Vec<_>>())
+            .bind(moved.iter().map(|row| row.to.acked_event).collect::<Vec<_>>())
+            .bind(moved.iter().map(|row| number(row.from)).collect::<Vec<_>>())
+            .bind(moved.iter().map(|row| row.actions).collect::<Vec<_>>())
+            .bind(tx.at)
+            .execute(c)
+            .await?
+            .rows_affected(),
         Conn::Sqlite(c) => {
             let rows: Vec<_> = moved
                 .iter()
-                .map(|(agent, epoch, position)| {
-                    (hex_id(*agent), epoch, seq(position), position.acked_event.map(hex_id))
+                .map(|row| {
+                    let event = row.to.acked_event.map(hex_id);
+                    let (from, to) = (number(row.from), number(row.to.acked_seq));
+                    (hex_id(row.agent), row.epoch, to, event, from, row.actions)
                 })
                 .collect();
-            sqlx::query(LITE).bind(json(&rows)).bind(tx.at).execute(c).await?;
+            sqlx::query(LITE).bind(json(&rows)).bind(tx.at).execute(c).await?.rows_affected()
         }
-        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => {}
-    }
-    Ok(())
+        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => 0,
+    };
+    if written == moved.len() as u64 { Ok(()) } else { Err(StoreError::LostRace) }
 }
 
 /// Which of these events are stored, in whatever form.

@@ -36,6 +36,8 @@ const POSTGRES_LANES: usize = 2;
 /// Shards of the system accounts, and how many of them one replica may use.
 const SHARDS: i64 = 64;
 const SHARD_STEP: i64 = 8;
+/// How often a batch is tried again after another replica was faster.
+const MAX_RACES: usize = 5;
 /// How long a lost connection is tried again before what waits is refused.
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 /// The longest that one transaction may take before its connection is given up.
@@ -388,7 +390,16 @@ impl Lane {
         let items = batch.len() + jobs.len();
         let mut batch = batch;
         let mut jobs = jobs;
-        match self.attempt(&mut batch, &mut jobs).await {
+        let mut attempted = self.attempt(&mut batch, &mut jobs).await;
+        // Positions come before jobs in a transaction, so after a lost race no job has run.
+        for _ in 0..MAX_RACES {
+            if !matches!(attempted, Err(StoreError::LostRace)) {
+                break;
+            }
+            batch.iter_mut().for_each(BatchItem::again);
+            attempted = self.attempt(&mut batch, &mut jobs).await;
+        }
+        match attempted {
             Ok(tx) => {
                 self.told(true);
                 self.hook.committed(&tx.changed, &tx.notices);
@@ -406,6 +417,15 @@ impl Lane {
     }
 
     async fn failed(&mut self, error: StoreError, batch: Vec<BatchItem>, jobs: Vec<Queued>) {
+        if matches!(error, StoreError::LostRace) {
+            for item in batch {
+                item.finish(Some(error.again()));
+            }
+            for (_, job) in jobs {
+                job.finish(Err(error.again()));
+            }
+            return;
+        }
         if let StoreError::Unavailable(source) = &error {
             self.told(false);
             tracing::warn!(error = %source, items = batch.len() + jobs.len(), "a transaction failed");

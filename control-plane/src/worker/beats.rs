@@ -48,7 +48,7 @@ async fn revive(tx: &mut Tx, heard: &[Uuid]) -> Result<(), Error> {
         if state.status == AgentStatus::Inactive && !state.killed {
             state.status = AgentStatus::Active;
             lines.push(ActionRow::by_server(&state, "system", "agent is active again", None, tx.at));
-            changes.push((state, 0));
+            changes.push(state);
         }
     }
     actions::insert(tx, &lines).await?;

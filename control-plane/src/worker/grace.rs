@@ -31,7 +31,7 @@ async fn settle(tx: &mut Tx, due: Vec<Uuid>) -> Result<(), Error> {
         let before = state.tier;
         if state.settle(tx.at, &tx.thresholds) {
             lines.push(ActionRow::tier_change(&state, before, tx.at));
-            changes.push((state, 0));
+            changes.push(state);
         }
     }
     actions::insert(tx, &lines).await?;

@@ -104,7 +104,7 @@ async fn mark_in(tx: &mut Tx, held: Held, replica: Uuid, silent: Vec<Uuid>) -> R
         state.status = AgentStatus::Inactive;
         let details = format!("no heartbeat for {MISSED} intervals of {} s", state.interval);
         lines.push(ActionRow::by_server(&state, "system", "agent is inactive", Some(details), tx.at));
-        changes.push((state, 0));
+        changes.push(state);
     }
     actions::insert(tx, &lines).await?;
     agents::write_states(tx, &mut changes).await?;

@@ -120,7 +120,7 @@ impl Window {
         };
         let Some(last) = gone.last() else { return Ok(false) };
         self.changed.notify_one();
-        core.keeper.acked(gone.iter().map(|event| (event.lsn, event.spent)));
+        core.keeper.acked(gone.iter().map(|event| event.spent).sum());
         core.spool.ack(last.lsn, Some(last.id)).await?;
         if core.spool.status().pending == 0 {
             core.keeper.settled();
@@ -242,7 +242,7 @@ pub(crate) async fn reconcile(
     }
     let target = view.lsn(acked_seq);
     let mut reader = core.spool.reader(view.acked + 1);
-    let mut costs = Vec::new();
+    let mut cost: u64 = 0;
     loop {
         let position = reader.position();
         let (back, found) = read(reader, position, FRAME_EVENTS).await;
@@ -252,16 +252,14 @@ pub(crate) async fn reconcile(
             return Ok(Verdict::Fork("the server has events that this machine no longer has"));
         }
         for stored in found {
-            if stored.spent > 0 {
-                costs.push((stored.lsn, stored.spent));
-            }
+            cost = cost.saturating_add(stored.spent);
             if stored.lsn < target {
                 continue;
             }
             if stored.id() != acked_id {
                 return Ok(Verdict::Fork("the server has another event under a number of this epoch"));
             }
-            core.keeper.acked(costs.into_iter());
+            core.keeper.acked(cost);
             core.spool.ack(target, Some(acked_id)).await.map_err(io::Error::other)?;
             return Ok(Verdict::Same);
         }

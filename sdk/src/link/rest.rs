@@ -183,7 +183,7 @@ pub(crate) async fn run(core: &Arc<Core>, probe_after: Option<Duration>) -> End 
     };
     let end = tokio::select! {
         end = send(core, &client, &window, &poll) => end,
-        end = beat(core, &client, &window, &poll) => end,
+        end = beat(core, &client, &poll) => end,
         () = probe => End::Probe,
     };
     match end {
@@ -192,7 +192,7 @@ pub(crate) async fn run(core: &Arc<Core>, probe_after: Option<Duration>) -> End 
     }
 }
 
-async fn beat(core: &Arc<Core>, client: &RestClient, window: &Window, poll: &Notify) -> End {
+async fn beat(core: &Arc<Core>, client: &RestClient, poll: &Notify) -> End {
     let mut standing = core.keeper.changes();
     let mut rhythm = Rhythm::new(core.keeper.current().heartbeat_interval, Duration::ZERO);
     loop {
@@ -208,7 +208,7 @@ async fn beat(core: &Arc<Core>, client: &RestClient, window: &Window, poll: &Not
                 };
                 rhythm.beaten();
                 let before = core.keeper.current();
-                core.keeper.heard(standing_of(&ack, before.killed), None, SystemClock.now(), window.sent());
+                core.keeper.heard(standing_of(&ack, before.killed), None, SystemClock.now());
                 // Commands come with the answer to events only.
                 poll.notify_one();
             }
@@ -285,7 +285,7 @@ async fn send(core: &Arc<Core>, client: &RestClient, window: &Window, poll: &Not
 /// Settles an answer: what is stored, what never will be, where the agent stands, what it is to do.
 async fn take(core: &Arc<Core>, window: &Window, ack: EventsAck) -> bool {
     let settled = window.acked(core, ack.acked_seq, ack.rejected).await.is_ok();
-    core.keeper.heard(ack.standing, None, SystemClock.now(), window.sent());
+    core.keeper.heard(ack.standing, None, SystemClock.now());
     for command in ack.commands {
         core.command(command).await;
     }

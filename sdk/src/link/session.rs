@@ -109,7 +109,7 @@ pub(crate) async fn run(core: &Arc<Core>) -> End {
         Err(error) => return End::lost(error, true),
     }
     let window = Arc::new(Window::new(core));
-    greet(core, &welcome, &window);
+    greet(core, &welcome);
     core.connected(Transport::Grpc);
     let interval = core.keeper.current().heartbeat_interval;
     let rhythm = Rhythm::new(interval, Duration::from_millis(u64::from(welcome.first_beat_after_ms)));
@@ -217,13 +217,13 @@ fn hello(core: &Core) -> pb::Hello {
     }
 }
 
-fn greet(core: &Arc<Core>, welcome: &pb::Welcome, window: &Window) {
+fn greet(core: &Arc<Core>, welcome: &pb::Welcome) {
     if let Some(at) = welcome.server_time.as_ref().and_then(convert::time) {
         core.heard_time(at);
     }
     let thresholds = welcome.thresholds.as_ref().map(convert::thresholds_from_pb);
     if let Some(standing) = welcome.standing.as_ref().and_then(convert::standing_from_pb) {
-        core.keeper.heard(standing, thresholds, SystemClock.now(), window.sent());
+        core.keeper.heard(standing, thresholds, SystemClock.now());
     }
     let version = &welcome.price_table_version;
     if !version.is_empty() && *version != core.prices.version() {
@@ -315,7 +315,7 @@ async fn handle(
         }
         pb::down::Msg::Standing(standing) => {
             if let Some(standing) = convert::standing_from_pb(&standing) {
-                core.keeper.heard(standing, None, SystemClock.now(), window.sent());
+                core.keeper.heard(standing, None, SystemClock.now());
             }
         }
         pb::down::Msg::Command(command) => {

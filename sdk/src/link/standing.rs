@@ -64,10 +64,6 @@ struct Books {
     max_interval: Option<u32>,
     /// Spending that is not acknowledged.
     unacked: u64,
-    /// Spending up to this position was under way when the server last spoke, so it counts as counted once
-    /// it is acknowledged. Were it wrong, the server's next word corrects it; the other error would lower a
-    /// tier that never fell.
-    under_way: u64,
 }
 
 /// Keeps the standing; tells of changes.
@@ -159,7 +155,7 @@ impl Keeper {
             }
         });
         let thresholds = heard.map_or_else(Thresholds::default, |heard: Heard| heard.thresholds);
-        let books = Books { heard, thresholds, interval, max_interval: None, unacked, under_way: 0 };
+        let books = Books { heard, thresholds, interval, max_interval: None, unacked };
         let current = watch::Sender::new(books.local());
         Self { books: Mutex::new(books), path, current, dirty: Notify::new() }
     }
@@ -191,40 +187,31 @@ impl Keeper {
         }
     }
 
-    /// The server said where the agent stands, while events up to `under_way` were on their way to it.
-    pub(crate) fn heard(
-        &self,
-        standing: Standing,
-        thresholds: Option<Thresholds>,
-        now: DateTime<Utc>,
-        under_way: u64,
-    ) {
+    /// The server said where the agent stands. It acknowledges before it says so: what is acknowledged by now
+    /// is counted in its figure, what is not is not.
+    pub(crate) fn heard(&self, standing: Standing, thresholds: Option<Thresholds>, now: DateTime<Utc>) {
         self.change(|books| {
             if let Some(thresholds) = thresholds {
                 books.thresholds = thresholds;
             }
             let thresholds = books.thresholds;
-            books.under_way = under_way;
             books.heard = Some(Heard { standing, thresholds, as_of: now, uncounted: MicroUsd::ZERO });
         });
         self.dirty.notify_one();
     }
 
-    /// Events were acknowledged, each with its position and cost.
-    pub(crate) fn acked(&self, events: impl Iterator<Item = (u64, u64)>) {
-        let mut changed = false;
+    /// Events of this cost were acknowledged: the server's next word counts them.
+    pub(crate) fn acked(&self, cost: u64) {
+        if cost == 0 {
+            return;
+        }
         self.change(|books| {
-            for (lsn, cost) in events.filter(|(_, cost)| *cost > 0) {
-                changed = true;
-                books.unacked = books.unacked.saturating_sub(cost);
-                if let Some(heard) = books.heard.as_mut().filter(|_| lsn > books.under_way) {
-                    heard.uncounted = heard.uncounted.saturating_add(micros(cost));
-                }
+            books.unacked = books.unacked.saturating_sub(cost);
+            if let Some(heard) = &mut books.heard {
+                heard.uncounted = heard.uncounted.saturating_add(micros(cost));
             }
         });
-        if changed {
-            self.dirty.notify_one();
-        }
+        self.dirty.notify_one();
     }
 
     /// Nothing waits any more: what damage may have left over is dropped.
@@ -312,19 +299,19 @@ mod tests {
     }
 
     #[test]
-    fn spending_counts_once_whatever_the_order_of_ack_and_standing() {
+    fn spending_counts_once_before_and_after_the_server_counts_it() {
         let (_dir, keeper) = keeper();
-        keeper.heard(said(60), None, NOW, 0);
+        keeper.heard(said(60), None, NOW);
         keeper.spend(15_000_000);
         assert_eq!((credits(&keeper), keeper.current().survival_tier), (45, SurvivalTier::Conservation));
-        keeper.acked([(1, 15_000_000)].into_iter());
-        assert_eq!(credits(&keeper), 45);
-        keeper.heard(said(45), None, NOW, 1);
+        keeper.acked(15_000_000);
         assert_eq!(credits(&keeper), 45);
         keeper.spend(5_000_000);
-        keeper.heard(said(40), None, NOW, 2);
-        assert_eq!(credits(&keeper), 35);
-        keeper.acked([(2, 5_000_000)].into_iter());
+        keeper.heard(said(45), None, NOW);
+        assert_eq!(credits(&keeper), 40);
+        keeper.acked(5_000_000);
+        assert_eq!(credits(&keeper), 40);
+        keeper.heard(said(40), None, NOW);
         assert_eq!(credits(&keeper), 40);
     }
 
@@ -343,7 +330,7 @@ mod tests {
     #[test]
     fn own_spending_lowers_the_tier_and_a_refused_record_gives_it_back() {
         let (_dir, keeper) = keeper();
-        keeper.heard(said(2), None, NOW, 0);
+        keeper.heard(said(2), None, NOW);
         keeper.spend(1_500_000);
         assert_eq!(keeper.current().survival_tier, SurvivalTier::Terminated);
         keeper.unspend(1_500_000);
@@ -360,7 +347,7 @@ mod tests {
             survival_tier: SurvivalTier::Critical,
             ..said(0)
         };
-        keeper.heard(unfunded, None, NOW, 0);
+        keeper.heard(unfunded, None, NOW);
         keeper.spend(0);
         assert_eq!(keeper.current().survival_tier, SurvivalTier::Critical);
     }
@@ -369,9 +356,9 @@ mod tests {
     fn a_restart_goes_on_from_disk() {
         let (dir, keeper) = keeper();
         let tiers = "90/20/2".parse().expect("thresholds");
-        keeper.heard(said(60), Some(tiers), NOW, 0);
+        keeper.heard(said(60), Some(tiers), NOW);
         keeper.spend(3_000_000);
-        keeper.acked([(1, 3_000_000)].into_iter());
+        keeper.acked(3_000_000);
         keeper.persist();
         let again = Keeper::open(dir.path(), 7_000_000, 30);
         assert_eq!(credits(&again), 50);

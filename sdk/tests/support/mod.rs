@@ -83,6 +83,10 @@ fn goaway(reason: &str) -> pb::Down {
     pb::Down { msg: Some(pb::down::Msg::GoAway(away)) }
 }
 
+pub fn now() -> chrono::DateTime<chrono::Utc> {
+    otonix_sdk::clock::Clock::now(&otonix_sdk::clock::SystemClock)
+}
+
 fn percent(chance: u32) -> bool {
     rand::random_range(0..100) < chance
 }
@@ -262,7 +266,7 @@ async fn serve(
             let (acked_seq, acked_event_id) = memory.acked(&epoch);
             let welcome = pb::Welcome {
                 session: session.to_string(),
-                server_time: Some(convert::timestamp(chrono::Utc::now())),
+                server_time: Some(convert::timestamp(now())),
                 standing: Some(memory.standing.clone()),
                 acked_seq,
                 acked_event_id,
@@ -392,7 +396,7 @@ async fn events(State(server): State<Arc<Server>>, Json(body): Json<Value>) -> A
         .collect();
     let commands: Vec<Value> = commands
         .into_iter()
-        .map(|c| serde_json::to_value(convert::command_from_pb(c, chrono::Utc::now())).expect("a command"))
+        .map(|c| serde_json::to_value(convert::command_from_pb(c, now())).expect("a command"))
         .collect();
     let mut answer =
         json!({"ackedSeq": seq, "rejected": rejected, "standing": standing, "commands": commands});
@@ -411,7 +415,7 @@ async fn heartbeat(State(server): State<Arc<Server>>, Json(_): Json<Value>) -> A
     memory.beats.push(Instant::now());
     let standing = standing_json(&memory.standing);
     Ok(Json(json!({
-        "received": true, "agentId": Uuid::nil(), "nextExpected": chrono::Utc::now(),
+        "received": true, "agentId": Uuid::nil(), "nextExpected": now(),
         "survivalTier": standing["survivalTier"], "credits": standing["credits"],
         "funded": standing["funded"], "heartbeatInterval": standing["heartbeatInterval"],
     })))
