@@ -67,7 +67,9 @@ fn the_demo_tells_the_whole_story() {
 
 #[test]
 fn the_demo_ends_cleanly_whenever_it_is_interrupted() {
-    for last_words in ["is ready", "makes an API key", "init: agent", "round 3 with", "from critical to terminated"] {
+    for last_words in
+        ["is ready", "makes an API key", "init: agent", "round 3 with", "from critical to terminated"]
+    {
         let dir = tempfile::tempdir().expect("a directory");
         let mut child = demo(dir.path()).stderr(Stdio::inherit()).spawn().expect("python3 runs it");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
