@@ -29,7 +29,7 @@ const CACHED_FOR: Duration = Duration::from_secs(60);
 /// How strictly callers are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Anyone on this machine may do what the seed marks "None".
+    /// Anyone on this machine may do what the API documents as needing no key.
     Open,
     /// Keys and the operator token decide.
     Guarded,
@@ -127,7 +127,7 @@ impl Caller {
         }
     }
 
-    /// Whether everything may be read and written that the seed marks "None".
+    /// Whether everything may be read and written that the API documents as needing no key.
     pub fn is_unrestricted(&self) -> bool {
         self.mode == Mode::Open || self.principal == Principal::Operator
     }

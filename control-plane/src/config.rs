@@ -92,7 +92,8 @@ options! {
     /// Where files are kept (default: $STATE_DIRECTORY, else ./.otonix).
     #[arg(env = "OTONIX_DATA_DIR")]
     data_dir: PathBuf,
-    /// `open` serves this machine without keys where the seed says so; `guarded` everyone, with keys.
+    /// `open` serves this machine alone and asks for few keys; `guarded` serves everyone, by keys (default: open on a
+    /// loopback address, else guarded).
     #[arg(env = "OTONIX_MODE", value_enum)]
     mode: ModeName,
     /// The operator token (default: made at the first start, in the data directory).

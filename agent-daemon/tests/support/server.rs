@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{PATIENCE, eventually};
 
 /// The server's binary, next to the daemon's; built when it is not there.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY
         .get_or_init(|| {

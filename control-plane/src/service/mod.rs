@@ -100,7 +100,7 @@ pub(crate) fn record_owner(caller: &Caller, agent: Option<&AgentState>) -> Optio
     }
 }
 
-/// A route that the seed marks "None" for writing: anyone in open mode, else a key or the operator.
+/// A write that the API documents as needing no key: anyone in open mode, else a key or the operator.
 ///
 /// # Errors
 /// 401 for nobody in guarded mode.

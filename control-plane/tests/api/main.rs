@@ -28,6 +28,7 @@ mod races;
 mod replicas;
 mod sandboxes;
 mod sanitising;
+mod service_manager;
 mod session;
 mod status;
 mod transactions;
