@@ -101,7 +101,7 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
         loop {
             let out = match next(&session.opening.link, &mut up, session.tell_at).await {
                 Next::Woken(woken) => session.woken(woken).await,
-                Next::Up(message) => session.up(message, &mut up).await,
+                Next::Up(message) => session.up(*message, &mut up).await,
                 Next::Ended => return,
                 Next::Unreadable(status) => Err(Box::new(Err(status))),
             };
@@ -122,7 +122,7 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
 
 enum Next {
     Woken(Woken),
-    Up(pb::up::Msg),
+    Up(Box<pb::up::Msg>),
     Ended,
     /// What came is no message, or too large a one.
     Unreadable(Status),
@@ -139,7 +139,7 @@ async fn next(link: &Link, up: &mut Up, tell_at: Option<Instant>) -> Next {
         woken = link.wait() => Next::Woken(woken),
         () = tell => Next::Woken(Woken { standing: true, ..Woken::default() }),
         message = up.message() => match message {
-            Ok(Some(pb::Up { msg: Some(message) })) => Next::Up(message),
+            Ok(Some(pb::Up { msg: Some(message) })) => Next::Up(Box::new(message)),
             // A kind of message that this version does not know is no reason to part.
             Ok(Some(pb::Up { msg: None })) => Next::Woken(Woken::default()),
             Ok(None) => Next::Ended,

@@ -96,10 +96,12 @@ pub async fn deliver(tx: &mut Tx, agents: &[Uuid]) -> Result<HashMap<Uuid, Vec<C
     };
     if rows.iter().any(|row| row.status == "queued") {
         match &mut tx.conn {
-            Conn::Postgres(c) => drop(sqlx::query(PG_MARK).bind(agents).bind(tx.at).execute(c).await?),
-            Conn::Sqlite(c) => drop(sqlx::query(LITE_MARK).bind(ids_json(agents)).bind(tx.at).execute(c).await?),
-            Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => {}
-        }
+            Conn::Postgres(c) => sqlx::query(PG_MARK).bind(agents).bind(tx.at).execute(c).await?.rows_affected(),
+            Conn::Sqlite(c) => {
+                sqlx::query(LITE_MARK).bind(ids_json(agents)).bind(tx.at).execute(c).await?.rows_affected()
+            }
+            Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => 0,
+        };
     }
     let mut open: HashMap<Uuid, Vec<Command>> = HashMap::new();
     for row in rows {

@@ -98,7 +98,6 @@ pub async fn forget_answers(app: &App) -> Result<(), Error> {
 ///
 /// # Errors
 /// None; a worker's step answers so.
-#[expect(clippy::unused_async, reason = "a worker's step")]
 pub async fn tidy(app: &App) -> Result<(), Error> {
     app.shared.keys.tidy();
     app.rate_limits.tidy();
