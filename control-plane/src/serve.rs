@@ -40,8 +40,15 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let _lock = lock_embedded(&settings)?;
     let listen_file = settings.data_dir.join("listen");
     let _ = fs::remove_file(&listen_file);
+<<<<<<< HEAD
     let exempt_networks = settings.trusted_proxies.iter().map(|ip| (*ip, if ip.is_ipv4() { 32 } else { 128 })).collect();
     let limits = Limits { drain_time: DRAIN_TIME, exempt_networks, ..Limits::default() }.fit(net::raise_nofile());
+=======
+    let exempt_networks =
+        settings.trusted_proxies.iter().map(|ip| (*ip, if ip.is_ipv4() { 32 } else { 128 })).collect();
+    let limits =
+        Limits { drain_time: DRAIN_TIME, exempt_networks, ..Limits::default() }.fit(net::raise_nofile());
+>>>>>>> docs
     let listener = net::bind(settings.listen).with_context(|| format!("listen on {}", settings.listen))?;
     settings.listen = listener.local_addr()?;
     let tls = match &settings.tls {
