@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
-use crate::store::writer::Target;
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
 use crate::rest;
+use crate::store::writer::Target;
 use crate::store::{Db, audit, leases, migrate, replicas, settings};
 use crate::worker::{beats, calendar};
 
@@ -40,15 +40,10 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let _lock = lock_embedded(&settings)?;
     let listen_file = settings.data_dir.join("listen");
     let _ = fs::remove_file(&listen_file);
-<<<<<<< HEAD
-    let exempt_networks = settings.trusted_proxies.iter().map(|ip| (*ip, if ip.is_ipv4() { 32 } else { 128 })).collect();
-    let limits = Limits { drain_time: DRAIN_TIME, exempt_networks, ..Limits::default() }.fit(net::raise_nofile());
-=======
     let exempt_networks =
         settings.trusted_proxies.iter().map(|ip| (*ip, if ip.is_ipv4() { 32 } else { 128 })).collect();
     let limits =
         Limits { drain_time: DRAIN_TIME, exempt_networks, ..Limits::default() }.fit(net::raise_nofile());
->>>>>>> docs
     let listener = net::bind(settings.listen).with_context(|| format!("listen on {}", settings.listen))?;
     settings.listen = listener.local_addr()?;
     let tls = match &settings.tls {

@@ -142,11 +142,7 @@ fn settings(text: &str) -> Result<String, String> {
 
 #[test]
 fn the_example_changes_nothing_and_every_line_of_it_is_understood() {
-<<<<<<< HEAD
-    let text = fs::read_to_string(root().join("deploy/control-plane.toml")).expect("the file is there");
-=======
     let text = example();
->>>>>>> docs
     let defaults = settings("").expect("no option is needed");
     assert_eq!(settings(&text).as_ref(), Ok(&defaults));
     let uncommented: String = text

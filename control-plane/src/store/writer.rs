@@ -252,7 +252,12 @@ impl Writer {
     /// # Errors
     /// What the job answers; [`StoreError::QueueFull`] when the lane is full; [`StoreError::Unavailable`] when the
     /// database is away, and then the write may have happened.
-    pub async fn run<T, F>(&self, target: Target, idem: Option<IdemFor<T>>, work: F) -> Result<Written<T>, Error>
+    pub async fn run<T, F>(
+        &self,
+        target: Target,
+        idem: Option<IdemFor<T>>,
+        work: F,
+    ) -> Result<Written<T>, Error>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
