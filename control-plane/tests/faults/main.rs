@@ -14,6 +14,7 @@
 //! and the test says so.
 
 #[expect(dead_code, reason = "shared with the tests of the contract, which use all of it")]
+#[expect(clippy::disallowed_methods, reason = "a client from outside has its own clock and environment")]
 #[path = "../support/mod.rs"]
 mod support;
 
