@@ -255,7 +255,8 @@ impl Keys {
     /// # Errors
     /// 401 when it is unknown or revoked, 429 after too many unknown ones, 503 without database.
     pub async fn lookup(&self, db: &Db, presented: &str, ip: IpAddr) -> Result<KnownKey, Error> {
-        let unknown = Error::Unauthenticated { code: ErrorCode::UnknownKey, detail: "this API key is not known" };
+        let unknown =
+            Error::Unauthenticated { code: ErrorCode::UnknownKey, detail: "this API key is not known" };
         let well_formed = presented.strip_prefix(KEY_PREFIX).is_some_and(|rest| rest.len() == 48);
         if !well_formed {
             return Err(unknown);

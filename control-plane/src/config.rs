@@ -354,7 +354,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_half_pairs_are_errors() {
-        for bad in ["lisen = '127.0.0.1:1'", "tls-cert = 'a'", "tiers = '1/2/3'", "operator-token = 'short'"] {
+        for bad in ["lisen = '127.0.0.1:1'", "tls-cert = 'a'", "tiers = '1/2/3'", "operator-token = 'short'"]
+        {
             assert!(resolve(bad).is_err(), "{bad}");
         }
     }

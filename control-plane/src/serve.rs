@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
-use crate::store::writer::Target;
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
 use crate::rest;
+use crate::store::writer::Target;
 use crate::store::{Db, audit, leases, migrate, replicas, settings};
 use crate::worker::{beats, calendar};
 

@@ -279,12 +279,9 @@ impl Config {
             bail!("`{name}` must be {} to {} seconds", range.start(), range.end())
         };
         interval("link.heartbeat_interval", self.link.heartbeat_interval)?;
-        for tier in [
-            SurvivalTier::Full,
-            SurvivalTier::Conservation,
-            SurvivalTier::Critical,
-            SurvivalTier::Terminated,
-        ] {
+        for tier in
+            [SurvivalTier::Full, SurvivalTier::Conservation, SurvivalTier::Critical, SurvivalTier::Terminated]
+        {
             let effects = self.tier.of(tier);
             if let Some(value) = effects.interval {
                 interval(&format!("tier.{tier}.interval"), value)?;

@@ -6,8 +6,8 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::{Caller, Principal};
 use crate::error::Error;
-use crate::store::agents::AgentState;
 use crate::store;
+use crate::store::agents::AgentState;
 
 pub mod activity;
 pub mod agents;

@@ -190,7 +190,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 type Queued = (Target, Box<dyn Job>);
 
 enum Item {
-    Batch(BatchItem),
+    Batch(Box<BatchItem>),
     Job(Target, Box<dyn Job>),
 }
 
@@ -252,7 +252,12 @@ impl Writer {
     /// # Errors
     /// What the job answers; [`StoreError::QueueFull`] when the lane is full; [`StoreError::Unavailable`] when the
     /// database is away, and then the write may have happened.
-    pub async fn run<T, F>(&self, target: Target, idem: Option<IdemFor<T>>, work: F) -> Result<Written<T>, Error>
+    pub async fn run<T, F>(
+        &self,
+        target: Target,
+        idem: Option<IdemFor<T>>,
+        work: F,
+    ) -> Result<Written<T>, Error>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
@@ -307,7 +312,7 @@ impl Writer {
     /// [`StoreError::QueueFull`] when the lane is full.
     pub fn send_events(&self, item: EventsItem) -> Result<(), StoreError> {
         let lane = self.lane(item.agent);
-        lane.try_send(Item::Batch(BatchItem::Events(item))).map_err(|_| StoreError::QueueFull)
+        lane.try_send(Item::Batch(Box::new(BatchItem::Events(item)))).map_err(|_| StoreError::QueueFull)
     }
 
     /// Queues the opening of a session; the answer comes through the item.
@@ -316,7 +321,7 @@ impl Writer {
     /// [`StoreError::QueueFull`] when the lane is full.
     pub fn send_hello(&self, item: HelloItem) -> Result<(), StoreError> {
         let lane = self.lane(item.agent);
-        lane.try_send(Item::Batch(BatchItem::Hello(item))).map_err(|_| StoreError::QueueFull)
+        lane.try_send(Item::Batch(Box::new(BatchItem::Hello(item)))).map_err(|_| StoreError::QueueFull)
     }
 
     /// Items waiting in all lanes.
@@ -354,7 +359,7 @@ impl Lane {
                 match item {
                     Item::Batch(item) => {
                         events += item.weight();
-                        batch.push(item);
+                        batch.push(*item);
                         if events >= GROUP_EVENTS {
                             self.commit(std::mem::take(&mut batch), Vec::new()).await;
                             events = 0;

@@ -17,7 +17,8 @@ const PAGE: i64 = 1000;
 /// 503 without database.
 pub async fn run_once(app: &App) -> Result<(), Error> {
     let now = app.clock.now();
-    let due = app.db.read(move |conn| Box::pin(async move { agents::grace_over(conn, now, PAGE).await })).await?;
+    let due =
+        app.db.read(move |conn| Box::pin(async move { agents::grace_over(conn, now, PAGE).await })).await?;
     if due.is_empty() {
         return Ok(());
     }

@@ -204,3 +204,9 @@ async fn one_going_down_leaves_the_other_serving() {
     one.as_operator("GET", "/api/keys").await.ok(200);
     two.as_operator("GET", "/api/keys").await.ok(200);
 }
+
+#[tokio::test]
+async fn a_storm_over_both_adds_up() {
+    let (one, two) = pair().await;
+    super::races::storm(&[&one, &two]).await;
+}

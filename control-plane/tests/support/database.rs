@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 
@@ -145,6 +146,20 @@ impl Cluster {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Ends the server at once by its own means (an immediate shutdown), without a checkpoint.
+    pub fn quit(&self) {
+        if let Some(mut child) = self.postgres.lock().expect("no panic while held").take() {
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+            kill_process(pid, Signal::QUIT).expect("our child");
+            child.wait().expect("our child");
+        }
+    }
+
     /// Ends the server at once, losing what it had not flushed.
     pub fn kill(&self) {
         if let Some(mut child) = self.postgres.lock().expect("no panic while held").take() {
@@ -194,6 +209,16 @@ impl Database {
                 _ => tokio::task::spawn_blocking(Cluster::shared).await.expect("it starts").database().await,
             },
         }
+    }
+
+    /// Its URL, through another address than its own when one is given; the embedded one has none.
+    pub fn url(&self, via: Option<SocketAddr>) -> Option<String> {
+        let Self::Postgres(postgres) = self else { return None };
+        let Some(via) = via else { return Some(postgres.url.clone()) };
+        let (scheme, rest) = postgres.url.split_once("://").expect("a URL");
+        let (authority, path) = rest.split_once('/').expect("a URL with a database");
+        let user = authority.rsplit_once('@').map_or("", |(user, _)| user);
+        Some(format!("{scheme}://{user}@{via}/{path}"))
     }
 
     async fn make(admin: &str) -> Self {

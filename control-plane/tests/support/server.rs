@@ -25,6 +25,7 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Options {
     database: Database,
+    via: Option<SocketAddr>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     listen: String,
@@ -48,6 +49,12 @@ impl Options {
     /// Whose operator token is known beforehand.
     pub fn operator(mut self, token: &str) -> Self {
         self.operator = Some(token.to_owned());
+        self
+    }
+
+    /// Reaching its PostgreSQL through another address than PostgreSQL's own; `None`: directly.
+    pub fn via(mut self, addr: Option<SocketAddr>) -> Self {
+        self.via = addr;
         self
     }
 
@@ -103,6 +110,7 @@ impl Server {
     pub fn on(database: Database) -> Options {
         Options {
             database,
+            via: None,
             args: Vec::new(),
             env: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
@@ -113,7 +121,12 @@ impl Server {
 
     /// A second server on the same database, with a data directory of its own.
     pub async fn replica(&self) -> Self {
-        let mut options = self.options.clone();
+        self.replica_via(self.options.via).await
+    }
+
+    /// The same, reaching PostgreSQL through an address.
+    pub async fn replica_via(&self, addr: Option<SocketAddr>) -> Self {
+        let mut options = self.options.clone().via(addr);
         options.operator = Some(self.operator.clone());
         "127.0.0.1:0".clone_into(&mut options.listen);
         options.dir = None;
@@ -132,8 +145,8 @@ impl Server {
 
     fn place(&self, command: &mut Command) {
         command.arg("--data-dir").arg(self.data_dir());
-        if let Database::Postgres(postgres) = &self.options.database {
-            command.args(["--database", &postgres.url]);
+        if let Some(url) = self.options.database.url(self.options.via) {
+            command.args(["--database", &url]);
         }
     }
 
