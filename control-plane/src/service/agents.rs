@@ -82,7 +82,7 @@ pub async fn register(
         proven,
         grace: TimeDelta::from_std(app.settings.funding_grace).unwrap_or(TimeDelta::MAX),
     };
-    app.writer.run(Target::Shared, idem, move |tx| Box::pin(register_in(tx, registration))).await
+    app.writer.run(Target::Alone, idem, move |tx| Box::pin(register_in(tx, registration))).await
 }
 
 /// Whether the address was shown to be the caller's.
@@ -358,7 +358,7 @@ pub async fn kill(
     caller.must_own("agent", id, Some(state.owner.uuid()), None)?;
     let subtree = body.subtree.unwrap_or(false);
     app.writer
-        .run(Target::Shared, idem, move |tx| Box::pin(kill_in(tx, id.uuid(), subtree, body.reason)))
+        .run(Target::Alone, idem, move |tx| Box::pin(kill_in(tx, id.uuid(), subtree, body.reason)))
         .await
 }
 

@@ -128,7 +128,7 @@ pub async fn revoke(app: &App, caller: &Caller, id: KeyId, descendants: bool) ->
         caller.owner_key()?;
     }
     let caller = *caller;
-    app.writer.apply(Target::Shared, move |tx| Box::pin(revoke_in(tx, caller, id, descendants))).await
+    app.writer.apply(Target::Alone, move |tx| Box::pin(revoke_in(tx, caller, id, descendants))).await
 }
 
 async fn revoke_in(tx: &mut Tx, caller: Caller, id: KeyId, descendants: bool) -> Result<KeyRevoked, Error> {

@@ -22,7 +22,7 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
     if due.is_empty() {
         return Ok(());
     }
-    app.writer.apply(Target::Shared, move |tx| Box::pin(settle(tx, due))).await
+    app.writer.apply(Target::Alone, move |tx| Box::pin(settle(tx, due))).await
 }
 
 async fn settle(tx: &mut Tx, due: Vec<Uuid>) -> Result<(), Error> {

@@ -90,7 +90,7 @@ fn is_silent(heard: &Heard, here: Option<DateTime<Utc>>, since: DateTime<Utc>, n
 async fn mark(app: &App, held: Held, silent: Vec<Uuid>) -> Result<(), Error> {
     let replica = app.replica;
     let marked =
-        app.writer.apply(Target::Shared, move |tx| Box::pin(mark_in(tx, held, replica, silent))).await?;
+        app.writer.apply(Target::Alone, move |tx| Box::pin(mark_in(tx, held, replica, silent))).await?;
     app.shared.metrics.marked_inactive.inc_by(marked);
     Ok(())
 }
