@@ -74,7 +74,7 @@ pub async fn create(
         created_at: app.clock.now(),
     };
     app.writer
-        .run(Target::Rows, idem, move |tx| {
+        .run(Target::Shared, idem, move |tx| {
             Box::pin(async move {
                 sandboxes::insert(tx, &sandbox, owner).await?;
                 Ok(sandbox)

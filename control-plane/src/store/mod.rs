@@ -11,7 +11,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 use sqlx::{ConnectOptions as _, Connection as _};
 
@@ -62,8 +63,7 @@ pub enum StoreError {
     /// A unique value is taken; the name of the constraint where the database tells it.
     #[error("a unique value is taken")]
     Taken(String),
-    /// Another writer changed the same stream meanwhile, or both waited for each other; what has not run yet is
-    /// tried again.
+    /// Another writer was at the same rows; what can be tried again is.
     #[error("another writer was faster")]
     LostRace,
     /// A row cannot be decoded.
@@ -100,12 +100,10 @@ impl From<sqlx::Error> for StoreError {
                 Self::Taken(db.constraint().map_or_else(|| db.message().to_owned(), str::to_owned))
             }
             sqlx::Error::Database(db) => match db.code().as_deref() {
-                // PostgreSQL: a deadlock, a serialization failure, a lock not had in time.
+                // PostgreSQL: a deadlock, or a lock that was not to be had.
                 Some(code) if code.starts_with("40") || code == "55P03" => Self::LostRace,
                 // PostgreSQL: connection exceptions, operator intervention, resources.
-                Some(code)
-                    if code.starts_with("08") || code.starts_with("57") || code.starts_with("53") =>
-                {
+                Some(code) if code.starts_with("08") || code.starts_with("57") || code.starts_with("53") => {
                     Self::Unavailable(error)
                 }
                 // SQLite: busy, locked, I/O, full, cannot open.

@@ -105,16 +105,17 @@ pub struct IdemFor<T> {
 pub enum Target {
     /// One agent and nothing else that is locked: its row is locked before any job of the group runs.
     Agent(Uuid),
-    /// Rows that no other job waits for: they are written with whatever else is queued.
-    Rows,
-    /// Anything else. All of these take the same lane, and on PostgreSQL each has a transaction of its own: what it
-    /// locks is not known beforehand, so together with others it could wait in a ring.
+    /// Rows that no other group holds while it waits; all of these take the same lane.
     Shared,
+    /// Agents that are known only on the way, or many of them: on PostgreSQL it gets a transaction of its own, so that
+    /// it never holds another group's agents while it waits for more.
+    Alone,
 }
 
 type Work<T> = Box<dyn for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send>;
 
 trait Job: Send {
+    fn has_run(&self) -> bool;
     fn run<'c>(&'c mut self, tx: &'c mut Tx) -> BoxFuture<'c, Verdict>;
     fn finish(self: Box<Self>, committed: Result<(), StoreError>);
 }
@@ -125,8 +126,8 @@ enum Verdict {
     Keep,
     /// Undo this job's part.
     Undo,
-    /// The connection is gone; nothing of the transaction will be.
-    Dead,
+    /// Nothing of the transaction will be: the connection is gone, or another writer was faster.
+    Dead(StoreError),
 }
 
 struct TypedJob<T> {
@@ -154,6 +155,10 @@ impl<T: Send + 'static> TypedJob<T> {
 }
 
 impl<T: Send + 'static> Job for TypedJob<T> {
+    fn has_run(&self) -> bool {
+        self.work.is_none()
+    }
+
     fn run<'c>(&'c mut self, tx: &'c mut Tx) -> BoxFuture<'c, Verdict> {
         Box::pin(async move {
             let outcome = AssertUnwindSafe(self.attempt(tx)).catch_unwind().await.unwrap_or_else(|panic| {
@@ -162,7 +167,9 @@ impl<T: Send + 'static> Job for TypedJob<T> {
             });
             let verdict = match &outcome {
                 Ok(_) => Verdict::Keep,
-                Err(Error::Store(StoreError::Unavailable(_))) => Verdict::Dead,
+                Err(Error::Store(error @ (StoreError::Unavailable(_) | StoreError::LostRace))) => {
+                    Verdict::Dead(error.again())
+                }
                 Err(_) => Verdict::Undo,
             };
             self.outcome = Some(outcome);
@@ -193,7 +200,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 type Queued = (Target, Box<dyn Job>);
 
 enum Item {
-    Batch(BatchItem),
+    Batch(Box<BatchItem>),
     Job(Target, Box<dyn Job>),
 }
 
@@ -246,7 +253,7 @@ impl Writer {
     fn lane_of(&self, target: Target) -> &mpsc::Sender<Item> {
         match target {
             Target::Agent(id) => self.lane(id),
-            Target::Rows | Target::Shared => &self.lanes[0],
+            Target::Shared | Target::Alone => &self.lanes[0],
         }
     }
 
@@ -255,7 +262,12 @@ impl Writer {
     /// # Errors
     /// What the job answers; [`StoreError::QueueFull`] when the lane is full; [`StoreError::Unavailable`] when the
     /// database is away, and then the write may have happened.
-    pub async fn run<T, F>(&self, target: Target, idem: Option<IdemFor<T>>, work: F) -> Result<Written<T>, Error>
+    pub async fn run<T, F>(
+        &self,
+        target: Target,
+        idem: Option<IdemFor<T>>,
+        work: F,
+    ) -> Result<Written<T>, Error>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
@@ -310,7 +322,7 @@ impl Writer {
     /// [`StoreError::QueueFull`] when the lane is full.
     pub fn send_events(&self, item: EventsItem) -> Result<(), StoreError> {
         let lane = self.lane(item.agent);
-        lane.try_send(Item::Batch(BatchItem::Events(item))).map_err(|_| StoreError::QueueFull)
+        lane.try_send(Item::Batch(Box::new(BatchItem::Events(item)))).map_err(|_| StoreError::QueueFull)
     }
 
     /// Queues the opening of a session; the answer comes through the item.
@@ -319,7 +331,7 @@ impl Writer {
     /// [`StoreError::QueueFull`] when the lane is full.
     pub fn send_hello(&self, item: HelloItem) -> Result<(), StoreError> {
         let lane = self.lane(item.agent);
-        lane.try_send(Item::Batch(BatchItem::Hello(item))).map_err(|_| StoreError::QueueFull)
+        lane.try_send(Item::Batch(Box::new(BatchItem::Hello(item)))).map_err(|_| StoreError::QueueFull)
     }
 
     /// Items waiting in all lanes.
@@ -352,26 +364,28 @@ impl Lane {
         while self.receive.recv_many(&mut group, GROUP).await > 0 {
             let mut batch = Vec::new();
             let mut jobs = Vec::new();
-            let mut apart = Vec::new();
+            let mut alone = Vec::new();
             let mut events = 0;
             for item in group.drain(..) {
                 match item {
                     Item::Batch(item) => {
                         events += item.weight();
-                        batch.push(item);
+                        batch.push(*item);
                         if events >= GROUP_EVENTS {
                             self.commit(std::mem::take(&mut batch), Vec::new()).await;
                             events = 0;
                         }
                     }
-                    Item::Job(Target::Shared, job) if self.db.is_postgres() => apart.push((Target::Shared, job)),
+                    Item::Job(Target::Alone, job) if self.db.is_postgres() => {
+                        alone.push((Target::Alone, job))
+                    }
                     Item::Job(target, job) => jobs.push((target, job)),
                 }
             }
             if !batch.is_empty() || !jobs.is_empty() {
                 self.commit(batch, jobs).await;
             }
-            for job in apart {
+            for job in alone {
                 self.commit(Vec::new(), vec![job]).await;
             }
         }
@@ -399,9 +413,9 @@ impl Lane {
         let mut batch = batch;
         let mut jobs = jobs;
         let mut attempted = self.attempt(&mut batch, &mut jobs).await;
-        // Positions come before jobs in a transaction, so after a lost race no job has run.
         for _ in 0..MAX_RACES {
-            if !matches!(attempted, Err(StoreError::LostRace)) {
+            // A job runs once; a group is tried again only as long as none of its jobs has run.
+            if !matches!(attempted, Err(StoreError::LostRace)) || jobs.iter().any(|(_, job)| job.has_run()) {
                 break;
             }
             batch.iter_mut().for_each(BatchItem::again);
@@ -468,7 +482,7 @@ impl Lane {
         let mut failure = None;
         for part in &mut parts {
             let mut stored = self.attempt(std::slice::from_mut(part), &mut []).await;
-            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_) | StoreError::LostRace)) {
+            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_))) {
                 part.reject();
                 stored = self.attempt(std::slice::from_mut(part), &mut []).await;
             }
@@ -550,7 +564,7 @@ async fn transaction(
                 }
                 tx.conn.run_raw("ROLLBACK TO SAVEPOINT job; RELEASE SAVEPOINT job").await?;
             }
-            Verdict::Dead => return Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed)),
+            Verdict::Dead(error) => return Err(error),
         }
     }
     if peers {
@@ -565,7 +579,7 @@ async fn transaction(
 fn known_agents(batch: &[BatchItem], jobs: &[Queued]) -> Vec<Uuid> {
     let of_jobs = jobs.iter().filter_map(|(target, _)| match target {
         Target::Agent(id) => Some(*id),
-        Target::Rows | Target::Shared => None,
+        Target::Shared | Target::Alone => None,
     });
     let ids: BTreeSet<Uuid> = batch.iter().map(BatchItem::agent).chain(of_jobs).collect();
     ids.into_iter().filter(|id| !id.is_nil()).collect()

@@ -91,7 +91,7 @@ const fn operator(status: u16) -> Row {
     [401, 401, 401, 403, 403, status]
 }
 
-/// Every route. What the seed asks a key for, the operator's token does not open.
+/// Every route. What the API asks a key for, the operator's token does not open.
 const MATRIX: &[Line] = &[
     line("GET", "/healthz", none, public(200), public(200)),
     line("GET", "/readyz", none, public(200), public(200)),

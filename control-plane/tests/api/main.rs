@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a client from outside has its own clock and environment")]
 
+#[expect(dead_code, reason = "shared with the tests of faults, which use the rest of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -28,6 +29,7 @@ mod races;
 mod replicas;
 mod sandboxes;
 mod sanitising;
+mod service_manager;
 mod session;
 mod status;
 mod transactions;
