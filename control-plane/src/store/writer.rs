@@ -482,7 +482,8 @@ impl Lane {
         let mut failure = None;
         for part in &mut parts {
             let mut stored = self.attempt(std::slice::from_mut(part), &mut []).await;
-            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_))) {
+            // An outage or a race says nothing about the event.
+            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_) | StoreError::LostRace)) {
                 part.reject();
                 stored = self.attempt(std::slice::from_mut(part), &mut []).await;
             }
