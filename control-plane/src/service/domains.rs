@@ -208,7 +208,7 @@ pub async fn update(app: &App, caller: &Caller, id: DomainId, body: ChangeDomain
         domain.agent_id = agent_id.unwrap_or(domain.agent_id);
         domain.auto_renew = body.auto_renew.unwrap_or(domain.auto_renew);
     };
-    app.writer.apply(Target::Shared, move |tx| Box::pin(update_in(tx, id, apply))).await
+    app.writer.apply(Target::Alone, move |tx| Box::pin(update_in(tx, id, apply))).await
 }
 
 async fn update_in(

@@ -41,7 +41,7 @@ pub struct Held {
 /// 503 without database.
 pub async fn hold(app: &App, name: &'static str) -> Result<Option<Held>, Error> {
     let replica = app.replica;
-    let epoch = app.writer.apply(Target::Shared, move |tx| {
+    let epoch = app.writer.apply(Target::Alone, move |tx| {
         Box::pin(async move { Ok(leases::hold(tx, name, replica, LEASE_SECS).await?) })
     });
     Ok(epoch.await?.map(|epoch| Held { name, epoch }))
