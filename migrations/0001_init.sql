@@ -1,4 +1,4 @@
--- The tables of the seed with all their columns, and what the ledger, the session and the replicas need.
+-- The tables of the public API with all their columns, and what the ledger, the session and the replicas need.
 -- One text for SQLite and PostgreSQL. Money is BIGINT micro-USDC. Times come from the server's clock.
 -- Rows that belong to an agent carry agent_id first in their keys. The nil UUID stands for "no agent", "no owner".
 

@@ -112,7 +112,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Shared, Option<Supervisor>)> {
     let Options { state_dir, config, api_key, variables } = options;
-    let Some(agent_id) = config.agent.id else { bail!("the agent is not registered; run `otonix-agent init`") };
+    let Some(agent_id) = config.agent.id else {
+        bail!("the agent is not registered; run `otonix-agent init`")
+    };
     if let Err(error) = rustix::process::set_child_subreaper(Pid::from_raw(1)) {
         tracing::warn!(%error, "orphans of the agent's process will not be found");
     }
@@ -151,7 +153,8 @@ fn account_of(config: &Config) -> anyhow::Result<Option<Account>> {
 }
 
 fn link_config(config: &Config, agent_id: AgentId, api_key: &Secret, state_dir: &Path) -> AgentConfig {
-    let mut link = AgentConfig::new(&*config.link.server, LinkSecret::new(api_key.expose()), agent_id, state_dir);
+    let mut link =
+        AgentConfig::new(&*config.link.server, LinkSecret::new(api_key.expose()), agent_id, state_dir);
     link.name.clone_from(&config.agent.name);
     link.wallet_address.clone_from(&config.agent.wallet_address);
     link.spool_max_bytes = config.link.spool_max_bytes;
@@ -181,7 +184,8 @@ fn launch(config: &Config, state_dir: &Path, account: Option<Account>) -> anyhow
         dir: agent.dir.clone(),
         account,
         stop_grace: Duration::from_secs(agent.stop_grace),
-        progress_timeout: Some(Duration::from_secs(agent.progress_timeout)).filter(|timeout| !timeout.is_zero()),
+        progress_timeout: Some(Duration::from_secs(agent.progress_timeout))
+            .filter(|timeout| !timeout.is_zero()),
         restart: agent.restart,
         output,
         record: state_dir.join(PROCESS_RECORD),
@@ -297,7 +301,8 @@ fn reap_orphans(shared: &Shared) {
     let Ok(mine) = i32::try_from(std::process::id()) else { return };
     let supervised = shared.process.borrow().pid;
     for process in process_tree::all() {
-        let orphan = process.parent == mine && process.zombie && u32::try_from(process.pid).ok() != supervised;
+        let orphan =
+            process.parent == mine && process.zombie && u32::try_from(process.pid).ok() != supervised;
         if orphan && let Some(pid) = Pid::from_raw(process.pid) {
             // Gone already is fine.
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);

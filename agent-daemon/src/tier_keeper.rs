@@ -25,7 +25,8 @@ pub async fn run(shared: Shared, cancel: CancellationToken) {
             () = cancel.cancelled() => return,
             changed = standings.changed() => changed.is_ok(),
             changed = settings.changed() => changed.is_ok(),
-            changed = process.changed() => changed.is_ok(),
+            // Without a process to supervise nobody ever speaks here.
+            changed = process.changed(), if keeper.shared.has_command => changed.is_ok(),
         };
         if !changed {
             return;

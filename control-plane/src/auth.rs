@@ -29,7 +29,7 @@ const CACHED_FOR: Duration = Duration::from_secs(60);
 /// How strictly callers are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Anyone on this machine may do what the seed marks "None".
+    /// Anyone on this machine may do what the API documents as needing no key.
     Open,
     /// Keys and the operator token decide.
     Guarded,
@@ -127,7 +127,7 @@ impl Caller {
         }
     }
 
-    /// Whether everything may be read and written that the seed marks "None".
+    /// Whether everything may be read and written that the API documents as needing no key.
     pub fn is_unrestricted(&self) -> bool {
         self.mode == Mode::Open || self.principal == Principal::Operator
     }
@@ -255,7 +255,8 @@ impl Keys {
     /// # Errors
     /// 401 when it is unknown or revoked, 429 after too many unknown ones, 503 without database.
     pub async fn lookup(&self, db: &Db, presented: &str, ip: IpAddr) -> Result<KnownKey, Error> {
-        let unknown = Error::Unauthenticated { code: ErrorCode::UnknownKey, detail: "this API key is not known" };
+        let unknown =
+            Error::Unauthenticated { code: ErrorCode::UnknownKey, detail: "this API key is not known" };
         let well_formed = presented.strip_prefix(KEY_PREFIX).is_some_and(|rest| rest.len() == 48);
         if !well_formed {
             return Err(unknown);

@@ -92,7 +92,8 @@ options! {
     /// Where files are kept (default: $STATE_DIRECTORY, else ./.otonix).
     #[arg(env = "OTONIX_DATA_DIR")]
     data_dir: PathBuf,
-    /// `open` serves this machine without keys where the seed says so; `guarded` everyone, with keys.
+    /// `open` serves this machine alone and asks for few keys; `guarded` serves everyone, by keys (default: open on a
+    /// loopback address, else guarded).
     #[arg(env = "OTONIX_MODE", value_enum)]
     mode: ModeName,
     /// The operator token (default: made at the first start, in the data directory).
@@ -353,7 +354,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_half_pairs_are_errors() {
-        for bad in ["lisen = '127.0.0.1:1'", "tls-cert = 'a'", "tiers = '1/2/3'", "operator-token = 'short'"] {
+        for bad in ["lisen = '127.0.0.1:1'", "tls-cert = 'a'", "tiers = '1/2/3'", "operator-token = 'short'"]
+        {
             assert!(resolve(bad).is_err(), "{bad}");
         }
     }

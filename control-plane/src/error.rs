@@ -142,7 +142,9 @@ impl Error {
             Self::Store(StoreError::Unavailable(_)) => ErrorCode::DatabaseUnavailable,
             Self::Store(StoreError::QueueFull | StoreError::LostRace) => ErrorCode::Overloaded,
             Self::Store(StoreError::Taken(_)) => ErrorCode::Conflict,
-            Self::Store(StoreError::Corrupt { .. } | StoreError::Sql(_)) | Self::Internal(_) => ErrorCode::Internal,
+            Self::Store(StoreError::Corrupt { .. } | StoreError::Sql(_)) | Self::Internal(_) => {
+                ErrorCode::Internal
+            }
         }
     }
 }

@@ -42,7 +42,8 @@ impl Slot {
 
     /// When it was last heard here.
     pub fn heard(&self) -> Option<DateTime<Utc>> {
-        DateTime::from_timestamp_micros(self.heard.load(Ordering::Relaxed)).filter(|at| at.timestamp_micros() > 0)
+        DateTime::from_timestamp_micros(self.heard.load(Ordering::Relaxed))
+            .filter(|at| at.timestamp_micros() > 0)
     }
 }
 

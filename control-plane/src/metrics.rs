@@ -97,10 +97,14 @@ impl Metrics {
     pub fn render(&self, gauges: &[(&str, &str, u64)]) -> String {
         let mut text = String::new();
         for (name, help, value) in gauges {
-            let _ = writeln!(text, "# HELP otonix_{name} {help}.\n# TYPE otonix_{name} gauge\notonix_{name} {value}");
+            let _ = writeln!(
+                text,
+                "# HELP otonix_{name} {help}.\n# TYPE otonix_{name} gauge\notonix_{name} {value}"
+            );
         }
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let _ = writeln!(text, "# TYPE otonix_requests_in_flight gauge\notonix_requests_in_flight {in_flight}");
+        let _ =
+            writeln!(text, "# TYPE otonix_requests_in_flight gauge\notonix_requests_in_flight {in_flight}");
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text

@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
-use crate::store::writer::Target;
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
 use crate::rest;
+use crate::store::writer::Target;
 use crate::store::{Db, audit, leases, migrate, replicas, settings};
 use crate::worker::{beats, calendar};
 
@@ -40,7 +40,10 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let _lock = lock_embedded(&settings)?;
     let listen_file = settings.data_dir.join("listen");
     let _ = fs::remove_file(&listen_file);
-    let limits = Limits { drain_time: DRAIN_TIME, ..Limits::default() }.fit(net::raise_nofile());
+    let exempt_networks =
+        settings.trusted_proxies.iter().map(|ip| (*ip, if ip.is_ipv4() { 32 } else { 128 })).collect();
+    let limits =
+        Limits { drain_time: DRAIN_TIME, exempt_networks, ..Limits::default() }.fit(net::raise_nofile());
     let listener = net::bind(settings.listen).with_context(|| format!("listen on {}", settings.listen))?;
     settings.listen = listener.local_addr()?;
     let tls = match &settings.tls {
@@ -54,6 +57,7 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);
+    tracker.spawn(watchdog(stop.clone()));
     let mut scheduler = calendar::start(&app).await?;
     let service = rest::front::Front::new(
         Arc::clone(&app),
@@ -128,6 +132,19 @@ fn announce(app: &App) {
         tracing::warn!("open mode: every program on this machine may use routes that need no key");
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Tells the service manager that the runtime gets on, three times in each of its periods.
+async fn watchdog(stop: CancellationToken) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval((limit / 3).max(Duration::from_millis(100)));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
 }
 
 async fn until_signal() -> anyhow::Result<()> {

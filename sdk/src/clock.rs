@@ -23,6 +23,7 @@ pub trait Clock: Send + Sync + Debug {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one home of the time")]
     fn now(&self) -> DateTime<Utc> {
         to_micros(Utc::now())
     }

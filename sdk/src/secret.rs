@@ -14,8 +14,8 @@ pub struct Secret(String);
 
 impl Secret {
     /// Takes a text over.
-    pub const fn new(text: String) -> Self {
-        Self(text)
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
     }
 
     /// The text itself; for the place that uses it, never for output.

@@ -140,7 +140,7 @@ impl Default for LinkSection {
 }
 
 /// `[tier]`: what each tier means on this machine.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TierSection {
     /// No restrictions.
@@ -151,18 +151,6 @@ pub struct TierSection {
     pub critical: TierEffects,
     /// Out of money: the agent's process is stopped.
     pub terminated: TierEffects,
-}
-
-impl Default for TierSection {
-    fn default() -> Self {
-        let optional = |optional_work| TierEffects { optional_work, ..TierEffects::default() };
-        Self {
-            full: optional(Some(true)),
-            conservation: optional(None),
-            critical: optional(None),
-            terminated: optional(None),
-        }
-    }
 }
 
 impl TierSection {
@@ -291,12 +279,9 @@ impl Config {
             bail!("`{name}` must be {} to {} seconds", range.start(), range.end())
         };
         interval("link.heartbeat_interval", self.link.heartbeat_interval)?;
-        for tier in [
-            SurvivalTier::Full,
-            SurvivalTier::Conservation,
-            SurvivalTier::Critical,
-            SurvivalTier::Terminated,
-        ] {
+        for tier in
+            [SurvivalTier::Full, SurvivalTier::Conservation, SurvivalTier::Critical, SurvivalTier::Terminated]
+        {
             let effects = self.tier.of(tier);
             if let Some(value) = effects.interval {
                 interval(&format!("tier.{tier}.interval"), value)?;

@@ -66,9 +66,10 @@ impl Supervisor {
     pub(super) async fn attend(&mut self, life: &mut Life, generation: u64) -> End {
         let mut started = false;
         loop {
-            let stalls_at = self.launch.progress_timeout.map(|timeout| {
-                (*self.progress.borrow_and_update()).max(life.began) + timeout
-            });
+            let stalls_at = self
+                .launch
+                .progress_timeout
+                .map(|timeout| (*self.progress.borrow_and_update()).max(life.began) + timeout);
             tokio::select! {
                 exit = life.child.wait() => {
                     self.end(life, true, self.launch.stop_grace).await;

@@ -88,9 +88,8 @@ fn take_account(account: &str) -> Result<(), String> {
         .split(',')
         .filter_map(|group| group.parse().ok().map(Gid::from_raw))
         .collect();
-    let denied = |error: rustix::io::Errno| {
-        format!("the daemon may not change to user id {}: {error}", uid.as_raw())
-    };
+    let denied =
+        |error: rustix::io::Errno| format!("the daemon may not change to user id {}: {error}", uid.as_raw());
     rustix::thread::set_thread_groups(&groups).map_err(denied)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(denied)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(denied)?;

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
+/// Bytes read at a time.
+const MAX_READ: usize = 8 * 1024;
+
 /// A file and its older parts: `agent.log`, `agent.log.1` …
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RotatedFile {
@@ -25,7 +28,9 @@ impl RotatedFile {
     /// is dropped: the agent's process is never blocked by its log.
     pub async fn copy(self, from: PipeReader) -> io::Result<()> {
         let mut pipe = pipe::Receiver::from_owned_fd(OwnedFd::from(from))?;
-        let mut buffer = vec![0_u8; 8 * 1024];
+        // One read fits into one part.
+        let size = usize::try_from(self.max_bytes).unwrap_or(MAX_READ).min(MAX_READ);
+        let mut buffer = vec![0_u8; size];
         let mut part: Option<(File, u64)> = None;
         loop {
             let read = pipe.read(&mut buffer).await?;
@@ -94,6 +99,6 @@ mod tests {
         for entry in std::fs::read_dir(dir.path()).expect("list") {
             sizes.push(entry.expect("entry").metadata().expect("metadata").len());
         }
-        assert!(sizes.len() <= 3, "{sizes:?}");
+        assert!(sizes.len() <= 3 && sizes.iter().all(|size| *size <= 100), "{sizes:?}");
     }
 }

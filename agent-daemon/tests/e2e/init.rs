@@ -58,7 +58,7 @@ fn init_refuses_what_would_give_the_key_away_or_lose_the_wallet() {
     fs::remove_file(home.state().join("wallet.passphrase")).expect("remove");
     let lost = home.call(&["init", "--server", "http://127.0.0.1:9", "--api-key", key, "--name", "x"]);
     assert!(String::from_utf8_lossy(&lost.stderr).contains("no passphrase"), "{lost:?}");
-    let run = home.call(&["run"]);
+    let run = home.call(&["run", "--api-key", key]);
     assert_eq!(run.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&run.stderr).contains("init"), "{run:?}");
 }

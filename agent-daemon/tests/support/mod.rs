@@ -5,6 +5,7 @@ pub mod server;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -63,6 +64,9 @@ impl Home {
         fs::write(home.state().join("agent.toml"), config).expect("write");
         fs::write(home.state().join("api-key"), "otonix_000000000000000000000000000000000000000000000000\n")
             .expect("write");
+        for name in ["agent.toml", "api-key"] {
+            fs::set_permissions(home.state().join(name), fs::Permissions::from_mode(0o600)).expect("chmod");
+        }
         home
     }
 

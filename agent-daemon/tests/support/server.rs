@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{PATIENCE, eventually};
 
 /// The server's binary, next to the daemon's; built when it is not there.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY
         .get_or_init(|| {
@@ -68,7 +68,9 @@ impl Server {
         })
         .trim()
         .to_owned();
-        eventually("the server is ready", || self.try_call("GET", "/readyz", &[], None).filter(|(status, _)| *status == 200));
+        eventually("the server is ready", || {
+            self.try_call("GET", "/readyz", &[], None).filter(|(status, _)| *status == 200)
+        });
     }
 
     /// SIGKILL.

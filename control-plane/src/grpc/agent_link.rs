@@ -41,10 +41,14 @@ impl pb::agent_link_server::AgentLink for Service {
 }
 
 async fn identify(app: &App, request: &Request<Streaming<pb::Up>>) -> Result<Caller, Error> {
-    let missing =
-        || Error::Unauthenticated { code: ErrorCode::MissingKey, detail: "an API key is needed (metadata x-api-key)" };
-    let ip = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.addr.ip());
-    let presented = request.metadata().get("x-api-key").and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
+    let missing = || Error::Unauthenticated {
+        code: ErrorCode::MissingKey,
+        detail: "an API key is needed (metadata x-api-key)",
+    };
+    let ip =
+        request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.addr.ip());
+    let presented =
+        request.metadata().get("x-api-key").and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
     let key = app.shared.keys.lookup(&app.db, presented.trim(), ip).await?;
     Ok(Caller { principal: Principal::Key(key), mode: app.settings.mode, ip })
 }

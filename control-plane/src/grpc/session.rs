@@ -41,7 +41,11 @@ fn down(message: pb::down::Msg) -> pb::Down {
 
 fn go_away(reason: &str, wait: Duration, detail: impl Into<String>) -> pb::Down {
     let retry_after_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-    down(pb::down::Msg::GoAway(pb::GoAway { reason: reason.to_owned(), retry_after_ms, detail: detail.into() }))
+    down(pb::down::Msg::GoAway(pb::GoAway {
+        reason: reason.to_owned(),
+        retry_after_ms,
+        detail: detail.into(),
+    }))
 }
 
 /// An error as the last message of a session; what the client cannot mend ends it with a status instead.
@@ -101,7 +105,7 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
         loop {
             let out = match next(&session.opening.link, &mut up, session.tell_at).await {
                 Next::Woken(woken) => session.woken(woken).await,
-                Next::Up(message) => session.up(message, &mut up).await,
+                Next::Up(message) => session.up(*message, &mut up).await,
                 Next::Ended => return,
                 Next::Unreadable(status) => Err(Box::new(Err(status))),
             };
@@ -122,7 +126,7 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
 
 enum Next {
     Woken(Woken),
-    Up(pb::up::Msg),
+    Up(Box<pb::up::Msg>),
     Ended,
     /// What came is no message, or too large a one.
     Unreadable(Status),
@@ -139,7 +143,7 @@ async fn next(link: &Link, up: &mut Up, tell_at: Option<Instant>) -> Next {
         woken = link.wait() => Next::Woken(woken),
         () = tell => Next::Woken(Woken { standing: true, ..Woken::default() }),
         message = up.message() => match message {
-            Ok(Some(pb::Up { msg: Some(message) })) => Next::Up(message),
+            Ok(Some(pb::Up { msg: Some(message) })) => Next::Up(Box::new(message)),
             // A kind of message that this version does not know is no reason to part.
             Ok(Some(pb::Up { msg: None })) => Next::Woken(Woken::default()),
             Ok(None) => Next::Ended,
@@ -170,7 +174,8 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
     let id = Uuid::new_v4();
     let agent = hello.agent_id.parse::<Uuid>().map_err(|_| protocol("agent_id must be a UUID"))?;
     // Announced first, so that a command, a revocation or a newer session in the meantime is not missed.
-    let opening = Opening { app: Arc::clone(&app), agent, id, link: app.shared.links.open(agent, id, key.id) };
+    let opening =
+        Opening { app: Arc::clone(&app), agent, id, link: app.shared.links.open(agent, id, key.id) };
     let (_, done) = sessions::open(&app, &caller, &hello, id).await.map_err(|error| last(&error))?;
     opening.link.welcome();
     let slot = app.shared.fleet.slot(&app.db, agent).await.map_err(|error| last(&Error::Store(error)))?;
@@ -179,7 +184,8 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
         return Err(last(&Error::Superseded));
     }
     let told = standing_of(&slot.state());
-    let first_beat = rand::rng().random_range(0..told.heartbeat_interval.clamp(1, FIRST_BEAT_WITHIN_SECS) * 1000);
+    let first_beat =
+        rand::rng().random_range(0..told.heartbeat_interval.clamp(1, FIRST_BEAT_WITHIN_SECS) * 1000);
     let mut messages = vec![down(pb::down::Msg::Welcome(pb::Welcome {
         session: id.to_string(),
         server_time: Some(convert::timestamp(app.clock.now())),
@@ -190,7 +196,9 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
         acked_event_id: done.acked_event.map(|id| id.to_string()).unwrap_or_default(),
         first_beat_after_ms: first_beat,
     }))];
-    messages.extend(done.commands.iter().map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))));
+    messages.extend(
+        done.commands.iter().map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))),
+    );
     let session = Session { opening, epoch: hello.epoch, slot, told, told_at: Instant::now(), tell_at: None };
     Ok((session, messages))
 }
@@ -293,12 +301,17 @@ impl Session {
     async fn store(&mut self, events: Vec<pb::Event>) -> Result<Vec<pb::Down>, Last> {
         let mut out = Vec::new();
         if events.iter().any(|event| event.seq == 0) {
-            return Err(Box::new(Ok(go_away("protocol_error", Duration::ZERO, "events are numbered from 1"))));
+            return Err(Box::new(Ok(go_away(
+                "protocol_error",
+                Duration::ZERO,
+                "events are numbered from 1",
+            ))));
         }
         let mut rest = events.into_iter().map(|event| events::from_wire(&self.opening.app, event)).peekable();
         while rest.peek().is_some() {
             let part: Vec<_> = rest.by_ref().take(MAX_EVENTS).collect();
-            let stream = StreamRef { epoch: self.epoch.clone(), session: Some(self.opening.id), next_seq: None };
+            let stream =
+                StreamRef { epoch: self.epoch.clone(), session: Some(self.opening.id), next_seq: None };
             let state = self.slot.state();
             let done = events::store(&self.opening.app, &state, stream, part)
                 .await

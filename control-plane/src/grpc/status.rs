@@ -17,7 +17,8 @@ pub fn of(error: &Error) -> Status {
         Error::Unauthenticated { .. } => Code::Unauthenticated,
         Error::Forbidden { .. } => Code::PermissionDenied,
         Error::Busy { .. } => Code::ResourceExhausted,
-        Error::NotConfigured { .. } | Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
+        Error::NotConfigured { .. }
+        | Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
             Code::Unavailable
         }
         Error::Store(_) | Error::Internal(_) => Code::Internal,

@@ -11,6 +11,11 @@ use http_body_util::BodyExt as _;
 
 use super::io::Track;
 
+/// What is read of a body that nobody wanted.
+const UNREAD_BYTES: u64 = 64 * 1024;
+/// How long an answer waits for such a body.
+const UNREAD_TIME: Duration = Duration::from_millis(50);
+
 /// Why a request's body could not be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
@@ -66,14 +71,23 @@ async fn read<B: Body<Data = Bytes>>(body: B, max_bytes: usize) -> Result<Bytes,
 /// A request's body as it comes from the network.
 #[derive(Debug)]
 pub struct Incoming {
-    inner: hyper::body::Incoming,
+    /// `None` only while it is dropped.
+    inner: Option<hyper::body::Incoming>,
     /// Set while an HTTP/1 body has not been read to its end: its connection cannot rest before.
     open: Option<Arc<Track>>,
 }
 
 impl Incoming {
     pub(crate) fn new(inner: hyper::body::Incoming, open: Option<Arc<Track>>) -> Self {
-        Self { inner, open }
+        Self { inner: Some(inner), open }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let (Some(track), Some(inner)) = (&self.open, self.inner.take()) {
+            track.leave_unread(inner);
+        }
     }
 }
 
@@ -85,8 +99,9 @@ impl Body for Incoming {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if (frame.is_none() || self.inner.is_end_stream())
+        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
+        if (frame.is_none() || inner.is_end_stream())
             && let Some(track) = self.open.take()
         {
             track.body_read();
@@ -95,12 +110,33 @@ impl Body for Incoming {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(SizeHint::default, Body::size_hint)
     }
+}
+
+/// Reads what a handler left of a body, if it is small and there: the connection can go on only behind it.
+pub(crate) async fn finish_unread(track: &Track) {
+    let Some(mut body) = track.unread() else { return };
+    let mut left = UNREAD_BYTES;
+    if body.size_hint().lower() > left {
+        return;
+    }
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return };
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+            if left == 0 {
+                return;
+            }
+        }
+        track.body_read();
+    };
+    // Too late is as good as too large: the connection ends after the answer.
+    let _ = tokio::time::timeout(UNREAD_TIME, read).await;
 }
 
 /// Marks a request as answered when it is dropped.

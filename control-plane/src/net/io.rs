@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -37,6 +38,7 @@ pub(crate) struct Track {
     body_open: AtomicBool,
     flags: AtomicU8,
     written: AtomicU32,
+    unread: Mutex<Option<hyper::body::Incoming>>,
 }
 
 impl Track {
@@ -48,6 +50,7 @@ impl Track {
             body_open: AtomicBool::new(false),
             flags: AtomicU8::new(FLUSHED),
             written: AtomicU32::new(0),
+            unread: Mutex::new(None),
         }
     }
 
@@ -60,12 +63,27 @@ impl Track {
 
     /// An answer has been given to hyper to its end, or given up.
     pub(crate) fn end(&self) {
+        if self.body_open.load(Ordering::Acquire) {
+            self.unread();
+        }
         self.running.fetch_sub(1, Ordering::Release);
     }
 
     /// The request's body has been read to its end.
     pub(crate) fn body_read(&self) {
         self.body_open.store(false, Ordering::Release);
+    }
+
+    /// A handler has no use for the rest of the request's body.
+    pub(crate) fn leave_unread(&self, body: hyper::body::Incoming) {
+        if self.running() > 0 {
+            *self.unread.lock() = Some(body);
+        }
+    }
+
+    /// The body that the handler left, or the rest of it.
+    pub(crate) fn unread(&self) -> Option<hyper::body::Incoming> {
+        self.unread.lock().take()
     }
 
     /// Requests since the connection began (it may wrap).

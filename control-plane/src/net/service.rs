@@ -9,7 +9,7 @@ use axum::body::Body;
 use http::{Request, Response};
 use http_body::Body as _;
 
-use super::body::{Incoming, Outgoing, Running};
+use super::body::{Incoming, Outgoing, Running, finish_unread};
 use super::io::Track;
 
 /// A service that answers every request and is always ready for the next: an axum `Router` is one.
@@ -59,9 +59,17 @@ impl<S: Service> hyper::service::Service<Request<hyper::body::Incoming>> for Con
         self.track.begin(watched);
         let running = Running(Arc::clone(&self.track));
         let open = watched.then(|| Arc::clone(&self.track));
+        // A client that waits to be told to go on has not sent its body: reading on would ask for it.
+        let finishes = watched && !request.headers().contains_key(http::header::EXPECT);
         let mut request = request.map(|body| Incoming::new(body, open));
         request.extensions_mut().insert(self.track.peer);
         let answer = self.service.answer(request);
-        Box::pin(async move { Ok(answer.await.map(|inner| Outgoing { inner, _running: running })) })
+        Box::pin(async move {
+            let answer = answer.await;
+            if finishes {
+                finish_unread(&running.0).await;
+            }
+            Ok(answer.map(|inner| Outgoing { inner, _running: running }))
+        })
     }
 }

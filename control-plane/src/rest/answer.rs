@@ -252,7 +252,10 @@ mod tests {
 
     #[test]
     fn cursors_read_back_and_foreign_ones_do_not() {
-        let cursor = Cursor { created_at: DateTime::from_timestamp_micros(1_234_567).expect("a time"), id: Uuid::max() };
+        let cursor = Cursor {
+            created_at: DateTime::from_timestamp_micros(1_234_567).expect("a time"),
+            id: Uuid::max(),
+        };
         assert_eq!(read_cursor(&write_cursor(cursor)), Some(cursor));
         for bad in ["", "AAAA", "%%%", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
             assert_eq!(read_cursor(bad), None, "{bad}");

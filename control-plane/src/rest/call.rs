@@ -115,7 +115,8 @@ async fn identify(app: &App, headers: &HeaderMap, path: &str, ip: IpAddr) -> Res
         return Ok(anonymous);
     }
     let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
+    let bearer =
+        bearer.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
     let token = headers.get("x-dashboard-token").and_then(|value| value.to_str().ok()).or(bearer);
     if let Some(token) = token
         && same_hash(&hash_secret(token.trim()), &app.operator_hash)
@@ -127,7 +128,8 @@ async fn identify(app: &App, headers: &HeaderMap, path: &str, ip: IpAddr) -> Res
         return Ok(anonymous);
     }
     if let Some(value) = headers.get("x-api-key") {
-        let unknown = Error::Unauthenticated { code: ErrorCode::UnknownKey, detail: "this API key is not known" };
+        let unknown =
+            Error::Unauthenticated { code: ErrorCode::UnknownKey, detail: "this API key is not known" };
         let presented = value.to_str().map_err(|_| unknown)?;
         let key = app.shared.keys.lookup(&app.db, presented.trim(), ip).await?;
         return Ok(Caller { principal: Principal::Key(key), mode, ip });
@@ -165,7 +167,8 @@ impl Call {
     fn check_type(&self) -> Result<(), Error> {
         let Some(kind) = self.headers.get(CONTENT_TYPE) else { return Ok(()) };
         let essence = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        let is_json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+        let is_json = essence == "application/json"
+            || (essence.starts_with("application/") && essence.ends_with("+json"));
         if is_json {
             return Ok(());
         }

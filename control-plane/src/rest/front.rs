@@ -50,8 +50,10 @@ impl Front {
     }
 
     async fn serve(self, request: Request<Incoming>) -> Response {
-        let is_grpc =
-            request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let is_grpc = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         if is_grpc {
             return self.serve_grpc(request).await;
         }
@@ -107,8 +109,7 @@ impl Front {
 
     fn admit(&self, request: &Request<Incoming>, running: u64) -> Result<(), Error> {
         let path = request.uri().path();
-        let most =
-            if path.ends_with("/heartbeat") { MAX_RUNNING_WITH_HEARTBEATS } else { MAX_RUNNING };
+        let most = if path.ends_with("/heartbeat") { MAX_RUNNING_WITH_HEARTBEATS } else { MAX_RUNNING };
         if running >= most {
             self.app.shared.metrics.shed.inc();
             return Err(Error::Busy {
@@ -165,7 +166,8 @@ fn is_local_origin(origin: &HeaderValue) -> bool {
 fn request_id(given: Option<&HeaderValue>, number: u64) -> String {
     let given = given.and_then(|value| value.to_str().ok());
     let sane = |id: &&str| {
-        (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        (1..=64).contains(&id.len())
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     match given.filter(sane) {
         Some(id) => id.to_owned(),
@@ -188,7 +190,9 @@ mod tests {
         for host in ["localhost", "localhost:8402", "127.0.0.1:1", "127.9.9.9", "[::1]:8402", "[::1]"] {
             assert!(is_local_host(host), "{host}");
         }
-        for host in ["", "example.com", "localhost.example.com", "10.0.0.1:8402", "[::2]", "127.0.0.1.nip.io:80"] {
+        for host in
+            ["", "example.com", "localhost.example.com", "10.0.0.1:8402", "[::2]", "127.0.0.1.nip.io:80"]
+        {
             assert!(!is_local_host(host), "{host}");
         }
         assert!(is_local_origin(&HeaderValue::from_static("http://localhost:3000")));

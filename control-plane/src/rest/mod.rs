@@ -111,7 +111,8 @@ routes! {
 /// The router of all routes.
 pub fn router(app: Arc<App>) -> Router {
     let no_route = || async {
-        Error::Malformed { code: ErrorCode::NoRoute, detail: "there is no such route".to_owned() }.into_response()
+        Error::Malformed { code: ErrorCode::NoRoute, detail: "there is no such route".to_owned() }
+            .into_response()
     };
     let no_method = || async {
         let detail = "this route does not take that method".to_owned();

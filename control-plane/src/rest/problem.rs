@@ -36,7 +36,9 @@ pub fn status(error: &Error) -> StatusCode {
         Error::Forbidden { .. } => StatusCode::FORBIDDEN,
         Error::Busy { code: ErrorCode::RateLimited, .. } => StatusCode::TOO_MANY_REQUESTS,
         Error::Busy { .. } | Error::NotConfigured { .. } => StatusCode::SERVICE_UNAVAILABLE,
-        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => StatusCode::SERVICE_UNAVAILABLE,
+        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Error::Store(StoreError::Taken(_)) => StatusCode::CONFLICT,
         Error::Store(StoreError::Corrupt { .. } | StoreError::Sql(_)) | Error::Internal(_) => {
             StatusCode::INTERNAL_SERVER_ERROR
@@ -47,7 +49,9 @@ pub fn status(error: &Error) -> StatusCode {
 fn retry_after(error: &Error) -> Option<Duration> {
     match error {
         Error::Busy { retry_after, .. } => Some(*retry_after),
-        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => Some(Duration::from_secs(1)),
+        Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
+            Some(Duration::from_secs(1))
+        }
         Error::NotConfigured { .. } => Some(Duration::from_secs(3600)),
         Error::Conflict { code: ErrorCode::IdempotencyInProgress, .. } => Some(Duration::from_secs(1)),
         _ => None,
@@ -60,7 +64,9 @@ pub fn detail(error: &Error) -> String {
         Error::Store(StoreError::Unavailable(_)) => {
             "the database is away; a write may have happened, the same Idempotency-Key tells".to_owned()
         }
-        Error::Store(StoreError::QueueFull | StoreError::LostRace) => "the server has more to write than it can; try again".to_owned(),
+        Error::Store(StoreError::QueueFull | StoreError::LostRace) => {
+            "the server has more to write than it can; try again".to_owned()
+        }
         Error::Store(StoreError::Taken(_)) => "a unique value is taken".to_owned(),
         Error::Store(StoreError::Corrupt { .. } | StoreError::Sql(_)) | Error::Internal(_) => {
             "an internal error; the server's log has it under this request id".to_owned()
@@ -87,8 +93,12 @@ impl IntoResponse for Error {
         let status = status(&self);
         if status.is_server_error() {
             match &self {
-                Self::Store(StoreError::Sql(source)) => tracing::error!(error = %source, "a statement failed"),
-                Self::Store(StoreError::Unavailable(source)) => tracing::debug!(error = %source, "no database"),
+                Self::Store(StoreError::Sql(source)) => {
+                    tracing::error!(error = %source, "a statement failed")
+                }
+                Self::Store(StoreError::Unavailable(source)) => {
+                    tracing::debug!(error = %source, "no database")
+                }
                 Self::Internal(what) => tracing::error!(error = %what, "an internal error"),
                 Self::Store(other) => tracing::error!(error = %other, "a store error"),
                 _ => {}

@@ -43,7 +43,11 @@ pub async fn metrics(call: Call) -> Answered {
         ("sessions", "Open sessions", shared.links.len() as u64),
         ("agents_known", "Agents in memory", shared.fleet.len() as u64),
         ("write_queue", "Writes that wait", call.app.writer.queued() as u64),
-        ("database_up", "Whether the last transaction found the database", u64::from(shared.is_database_up())),
+        (
+            "database_up",
+            "Whether the last transaction found the database",
+            u64::from(shared.is_database_up()),
+        ),
         ("connections", "Open connections", shared.net.open.load(Ordering::Relaxed)),
     ];
     let mut response = Response::new(Body::from(shared.metrics.render(&gauges)));

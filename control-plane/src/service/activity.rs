@@ -207,4 +207,3 @@ pub async fn usage(app: &App, caller: &Caller, mut query: Query) -> Result<Page<
     narrow(caller, &mut query)?;
     Ok(app.db.read(move |conn| Box::pin(async move { list::usage(conn, &query).await })).await?)
 }
-

@@ -82,7 +82,7 @@ pub async fn register(
         proven,
         grace: TimeDelta::from_std(app.settings.funding_grace).unwrap_or(TimeDelta::MAX),
     };
-    app.writer.run(Target::Shared, idem, move |tx| Box::pin(register_in(tx, registration))).await
+    app.writer.run(Target::Alone, idem, move |tx| Box::pin(register_in(tx, registration))).await
 }
 
 /// Whether the address was shown to be the caller's.
@@ -243,7 +243,8 @@ pub async fn agent(app: &App, caller: &Caller, id: AgentId) -> Result<Agent, Err
     if !caller.is_unrestricted() {
         caller.key()?;
     }
-    let found = app.db.read(move |conn| Box::pin(async move { agents::agent(conn, id.uuid()).await })).await?;
+    let found =
+        app.db.read(move |conn| Box::pin(async move { agents::agent(conn, id.uuid()).await })).await?;
     let mut agent = found.ok_or_else(|| Error::not_found("agent", id))?;
     caller.may_see("agent", id, Some(agent.owner_id.uuid()), Some(id.uuid()))?;
     app.shared.fleet.overlay(&mut agent);
@@ -311,8 +312,7 @@ pub async fn grant(
 }
 
 async fn grant_in(tx: &mut Tx, id: AgentId, body: Grant) -> Result<Granted, Error> {
-    let mut state =
-        agents::lock_state(tx, id.uuid()).await?.ok_or_else(|| Error::not_found("agent", id))?;
+    let mut state = agents::lock_state(tx, id.uuid()).await?.ok_or_else(|| Error::not_found("agent", id))?;
     if state.killed {
         return Err(Error::agent_killed(id.uuid()));
     }
@@ -357,7 +357,9 @@ pub async fn kill(
     let state = agent_state(app, id).await?;
     caller.must_own("agent", id, Some(state.owner.uuid()), None)?;
     let subtree = body.subtree.unwrap_or(false);
-    app.writer.run(Target::Shared, idem, move |tx| Box::pin(kill_in(tx, id.uuid(), subtree, body.reason))).await
+    app.writer
+        .run(Target::Alone, idem, move |tx| Box::pin(kill_in(tx, id.uuid(), subtree, body.reason)))
+        .await
 }
 
 async fn kill_in(tx: &mut Tx, id: Uuid, subtree: bool, reason: String) -> Result<Killed, Error> {

@@ -77,7 +77,9 @@ pub async fn create(
         expires_at: now + TimeDelta::seconds(i64::from(ttl)),
         result: None,
     };
-    app.writer.run(Target::Agent(agent.uuid()), idem, move |tx| Box::pin(queue(tx, agent.uuid(), command))).await
+    app.writer
+        .run(Target::Agent(agent.uuid()), idem, move |tx| Box::pin(queue(tx, agent.uuid(), command)))
+        .await
 }
 
 async fn queue(tx: &mut Tx, agent: Uuid, command: Command) -> Result<Command, Error> {
@@ -97,11 +99,17 @@ async fn queue(tx: &mut Tx, agent: Uuid, command: Command) -> Result<Command, Er
 ///
 /// # Errors
 /// 401, 403 for an agent's key, 404.
-pub async fn list(app: &App, caller: &Caller, agent: AgentId, mut query: Query) -> Result<Page<Command>, Error> {
+pub async fn list(
+    app: &App,
+    caller: &Caller,
+    agent: AgentId,
+    mut query: Query,
+) -> Result<Page<Command>, Error> {
     may_command(app, caller, agent).await?;
     query.filters.insert(0, ("agent_id = ", Param::Id(agent.uuid())));
     let now = app.clock.now();
-    let mut page = app.db.read(move |conn| Box::pin(async move { list::commands(conn, &query).await })).await?;
+    let mut page =
+        app.db.read(move |conn| Box::pin(async move { list::commands(conn, &query).await })).await?;
     for command in &mut page.rows {
         if matches!(command.status.as_str(), "queued" | "delivered") && command.expires_at <= now {
             command.status = "expired".to_owned();
@@ -117,7 +125,9 @@ pub async fn list(app: &App, caller: &Caller, agent: AgentId, mut query: Query) 
 pub async fn deliver(app: &App, agent: Uuid) -> Result<Vec<Command>, Error> {
     app.writer
         .apply(Target::Agent(agent), move |tx| {
-            Box::pin(async move { Ok(commands::deliver(tx, &[agent]).await?.remove(&agent).unwrap_or_default()) })
+            Box::pin(
+                async move { Ok(commands::deliver(tx, &[agent]).await?.remove(&agent).unwrap_or_default()) },
+            )
         })
         .await
 }

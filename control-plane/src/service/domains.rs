@@ -28,9 +28,8 @@ pub fn normalise(name: &str) -> Result<String, Error> {
         return Err(bad());
     }
     let ascii = idna::domain_to_ascii_strict(name.trim().trim_end_matches('.')).map_err(|_| bad())?;
-    let label_fits = |label: &str| {
-        (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
-    };
+    let label_fits =
+        |label: &str| (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-');
     let labels = ascii.split('.').count();
     let numeric_end = ascii.rsplit('.').next().is_none_or(|tld| tld.bytes().all(|b| b.is_ascii_digit()));
     if ascii.len() > 253 || labels < 2 || numeric_end || !ascii.split('.').all(label_fits) {
@@ -130,7 +129,8 @@ pub async fn domain(app: &App, caller: &Caller, id: DomainId) -> Result<Domain, 
     if !caller.is_unrestricted() {
         caller.key()?;
     }
-    let found = app.db.read(move |conn| Box::pin(async move { domains::domain(conn, id.uuid()).await })).await?;
+    let found =
+        app.db.read(move |conn| Box::pin(async move { domains::domain(conn, id.uuid()).await })).await?;
     let (domain, owner) = found.ok_or_else(|| Error::not_found("domain", id))?;
     caller.may_see("domain", id, owner, domain.agent_id.map(AgentId::uuid))?;
     Ok(domain)
@@ -161,12 +161,17 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
 }
 
 /// `None`: stays. `Some(None)`: cleared.
-fn change<T: for<'de> Deserialize<'de>>(field: &str, value: Option<Value>) -> Result<Option<Option<T>>, Error> {
+fn change<T: for<'de> Deserialize<'de>>(
+    field: &str,
+    value: Option<Value>,
+) -> Result<Option<Option<T>>, Error> {
     let Some(value) = value else { return Ok(None) };
     if value.is_null() {
         return Ok(Some(None));
     }
-    serde_json::from_value(value).map(|value| Some(Some(value))).map_err(|why| Error::invalid(field, why.to_string()))
+    serde_json::from_value(value)
+        .map(|value| Some(Some(value)))
+        .map_err(|why| Error::invalid(field, why.to_string()))
 }
 
 /// Changes a domain. On a managed one `status`, `expiresAt` and `registeredAt` are the server's and stay.
@@ -203,10 +208,15 @@ pub async fn update(app: &App, caller: &Caller, id: DomainId, body: ChangeDomain
         domain.agent_id = agent_id.unwrap_or(domain.agent_id);
         domain.auto_renew = body.auto_renew.unwrap_or(domain.auto_renew);
     };
-    app.writer.apply(Target::Shared, move |tx| Box::pin(update_in(tx, id, apply))).await
+    app.writer.apply(Target::Alone, move |tx| Box::pin(update_in(tx, id, apply))).await
 }
 
-async fn update_in(tx: &mut Tx, id: DomainId, apply: impl FnOnce(&mut Domain) + Send) -> Result<Domain, Error> {
+async fn update_in(
+    tx: &mut Tx,
+    id: DomainId,
+    apply: impl FnOnce(&mut Domain) + Send,
+) -> Result<Domain, Error> {
+    domains::lock(tx, id.uuid()).await?;
     let found = domains::domain(&mut tx.conn, id.uuid()).await?;
     let (mut domain, _) = found.ok_or_else(|| Error::not_found("domain", id))?;
     apply(&mut domain);
@@ -228,7 +238,9 @@ mod tests {
         ] {
             assert_eq!(normalise(name).expect(name), ascii);
         }
-        for bad in ["", "com", "-a.com", "a_b.com", "a b.com", "1.2.3.4", "a..com", "../x.com", "a.com/x", "a\0.com"] {
+        for bad in
+            ["", "com", "-a.com", "a_b.com", "a b.com", "1.2.3.4", "a..com", "../x.com", "a.com/x", "a\0.com"]
+        {
             assert!(normalise(bad).is_err(), "{bad}");
         }
     }

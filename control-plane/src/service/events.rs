@@ -1,11 +1,11 @@
 //! Events of an agent's spool, whichever transport brings them.
 
+use otonix_proto::v1 as pb;
 use otonix_sdk::api::events::{Event, EventBody, EventsAck, PaymentEvent, PostEvents};
 use otonix_sdk::convert;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, EventId};
 use otonix_sdk::limits;
-use otonix_proto::v1 as pb;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -43,7 +43,8 @@ fn row_of(app: &App, body: EventBody) -> Body {
             line("survival", action, effect.detail, true).map(EventRow::Action)
         }
         EventBody::CommandResult(result) => {
-            let action = format!("command {} {}", result.command_id, if result.ok { "done" } else { "failed" });
+            let action =
+                format!("command {} {}", result.command_id, if result.ok { "done" } else { "failed" });
             let says = result.detail.clone().unwrap_or_default();
             line("system", action, result.detail, result.ok).map(|mut row| {
                 row.ends_command = Some((result.command_id.uuid(), result.ok, says));
@@ -114,8 +115,8 @@ struct Numbered {
 
 /// An event from REST. Only its number must be readable; the rest is rejected by itself.
 fn from_json(app: &App, raw: &RawValue) -> Result<NewEvent, Error> {
-    let numbered: Numbered =
-        serde_json::from_str(raw.get()).map_err(|_| Error::invalid("events.seq", "must be a whole number"))?;
+    let numbered: Numbered = serde_json::from_str(raw.get())
+        .map_err(|_| Error::invalid("events.seq", "must be a whole number"))?;
     let now = app.clock.now();
     match serde_json::from_str::<Event>(raw.get()) {
         Ok(event) => {
@@ -171,12 +172,16 @@ pub async fn post(
     if body.events.len() > limits::MAX_EVENTS {
         return Err(Error::invalid("events", format!("must have at most {} entries", limits::MAX_EVENTS)));
     }
-    let events: Vec<NewEvent> = body.events.iter().map(|raw| from_json(app, raw)).collect::<Result<_, _>>()?;
+    let events: Vec<NewEvent> =
+        body.events.iter().map(|raw| from_json(app, raw)).collect::<Result<_, _>>()?;
     if events.iter().any(|event| event.seq == 0) {
         return Err(Error::invalid("events.seq", "must be 1 or more"));
     }
     if events.windows(2).any(|pair| pair[1].seq != pair[0].seq.saturating_add(1)) {
-        return Err(Error::conflict(ErrorCode::SequenceGap, "the events must be numbered without gaps, in order"));
+        return Err(Error::conflict(
+            ErrorCode::SequenceGap,
+            "the events must be numbered without gaps, in order",
+        ));
     }
     let stream = StreamRef { epoch: body.epoch, session: None, next_seq: Some(body.next_seq) };
     let done = store(app, &state, stream, events).await?;
@@ -192,7 +197,11 @@ pub async fn post(
     };
     match idem {
         // The events carry their own ids and numbers, so only the answer needs to be kept.
-        Some(idem) => app.writer.run(Target::Agent(agent.uuid()), Some(idem), move |_| Box::pin(async move { Ok(ack) })).await,
+        Some(idem) => {
+            app.writer
+                .run(Target::Agent(agent.uuid()), Some(idem), move |_| Box::pin(async move { Ok(ack) }))
+                .await
+        }
         None => Ok(Written::Fresh(ack)),
     }
 }

@@ -67,10 +67,18 @@ pub async fn generate(
     };
     let limited = made_by.is_some();
     let new_owner = joins.is_none();
-    app.writer.run(Target::Shared, idem, move |tx| Box::pin(insert(tx, row, secret, new_owner, limited))).await
+    app.writer
+        .run(Target::Alone, idem, move |tx| Box::pin(insert(tx, row, secret, new_owner, limited)))
+        .await
 }
 
-async fn insert(tx: &mut Tx, row: NewKeyRow, secret: String, new_owner: bool, limited: bool) -> Result<NewKey, Error> {
+async fn insert(
+    tx: &mut Tx,
+    row: NewKeyRow,
+    secret: String,
+    new_owner: bool,
+    limited: bool,
+) -> Result<NewKey, Error> {
     if new_owner {
         keys::insert_owner(tx, row.owner).await?;
     } else if !keys::lock_owner(tx, row.owner).await? {
@@ -120,7 +128,7 @@ pub async fn revoke(app: &App, caller: &Caller, id: KeyId, descendants: bool) ->
         caller.owner_key()?;
     }
     let caller = *caller;
-    app.writer.apply(Target::Shared, move |tx| Box::pin(revoke_in(tx, caller, id, descendants))).await
+    app.writer.apply(Target::Alone, move |tx| Box::pin(revoke_in(tx, caller, id, descendants))).await
 }
 
 async fn revoke_in(tx: &mut Tx, caller: Caller, id: KeyId, descendants: bool) -> Result<KeyRevoked, Error> {
@@ -151,7 +159,13 @@ async fn deactivate(tx: &mut Tx, ids: &[Uuid]) -> Result<u64, Error> {
     let mut lines = Vec::new();
     for mut state in states.into_iter().filter(|state| state.status == AgentStatus::Active) {
         state.status = AgentStatus::Inactive;
-        lines.push(ActionRow::by_server(&state, "system", "agent is inactive: no active key is left", None, tx.at));
+        lines.push(ActionRow::by_server(
+            &state,
+            "system",
+            "agent is inactive: no active key is left",
+            None,
+            tx.at,
+        ));
         changes.push(state);
     }
     actions::insert(tx, &lines).await?;

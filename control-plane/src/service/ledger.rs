@@ -18,13 +18,21 @@ use crate::store::{agents, ledger};
 ///
 /// # Errors
 /// 401, 404.
-pub async fn entries(app: &App, caller: &Caller, id: AgentId, mut query: Query) -> Result<Page<LedgerEntry>, Error> {
+pub async fn entries(
+    app: &App,
+    caller: &Caller,
+    id: AgentId,
+    mut query: Query,
+) -> Result<Page<LedgerEntry>, Error> {
     if caller.operator().is_err() {
         caller.key()?;
     }
     let state = agent_state(app, id).await?;
     caller.must_own("agent", id, Some(state.owner.uuid()), Some(id.uuid()))?;
-    query.filters.insert(0, ("(from_account = 'agent' OR to_account = 'agent') AND agent_id = ", Param::Id(id.uuid())));
+    query.filters.insert(
+        0,
+        ("(from_account = 'agent' OR to_account = 'agent') AND agent_id = ", Param::Id(id.uuid())),
+    );
     Ok(app.db.read(move |conn| Box::pin(async move { list::ledger(conn, &query).await })).await?)
 }
 
@@ -47,7 +55,9 @@ pub enum End {
 /// 404, 409 `insufficient_credits` or `agent_killed`.
 pub async fn reserve(app: &App, agent: AgentId, amount: Amount, purpose: &str) -> Result<Uuid, Error> {
     let purpose = purpose.to_owned();
-    app.writer.apply(Target::Agent(agent.uuid()), move |tx| Box::pin(reserve_in(tx, agent, amount, purpose))).await
+    app.writer
+        .apply(Target::Agent(agent.uuid()), move |tx| Box::pin(reserve_in(tx, agent, amount, purpose)))
+        .await
 }
 
 async fn reserve_in(tx: &mut Tx, agent: AgentId, amount: Amount, purpose: String) -> Result<Uuid, Error> {
@@ -74,7 +84,9 @@ async fn reserve_in(tx: &mut Tx, agent: AgentId, amount: Amount, purpose: String
 /// # Errors
 /// 404 when it is not held.
 pub async fn end(app: &App, agent: AgentId, reservation: Uuid, how: End) -> Result<(), Error> {
-    app.writer.apply(Target::Agent(agent.uuid()), move |tx| Box::pin(end_in(tx, agent, reservation, how))).await
+    app.writer
+        .apply(Target::Agent(agent.uuid()), move |tx| Box::pin(end_in(tx, agent, reservation, how)))
+        .await
 }
 
 async fn end_in(tx: &mut Tx, agent: AgentId, id: Uuid, how: End) -> Result<(), Error> {
@@ -90,7 +102,8 @@ async fn end_in(tx: &mut Tx, agent: AgentId, id: Uuid, how: End) -> Result<(), E
         End::Settled { to } => ledger::settle_reserved(tx, &state, to, held.amount, id).await?,
         End::Released => {
             let amount = MicroUsd::from_micros(held.amount);
-            ledger::move_credits(tx, &mut state, "release", ledger::RESERVED, amount, Some(id.to_string())).await?;
+            ledger::move_credits(tx, &mut state, "release", ledger::RESERVED, amount, Some(id.to_string()))
+                .await?;
         }
     }
     Ok(())

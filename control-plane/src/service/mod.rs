@@ -6,8 +6,8 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::{Caller, Principal};
 use crate::error::Error;
-use crate::store::agents::AgentState;
 use crate::store;
+use crate::store::agents::AgentState;
 
 pub mod activity;
 pub mod agents;
@@ -100,7 +100,7 @@ pub(crate) fn record_owner(caller: &Caller, agent: Option<&AgentState>) -> Optio
     }
 }
 
-/// A route that the seed marks "None" for writing: anyone in open mode, else a key or the operator.
+/// A write that the API documents as needing no key: anyone in open mode, else a key or the operator.
 ///
 /// # Errors
 /// 401 for nobody in guarded mode.

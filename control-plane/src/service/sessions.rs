@@ -65,8 +65,7 @@ pub async fn open(
     hello: &pb::Hello,
     session: Uuid,
 ) -> Result<(AgentId, HelloDone), Error> {
-    let id: AgentId =
-        hello.agent_id.parse().map_err(|_| Error::invalid("agent_id", "must be a UUID"))?;
+    let id: AgentId = hello.agent_id.parse().map_err(|_| Error::invalid("agent_id", "must be a UUID"))?;
     acting_agent(app, caller, id).await?;
     check_epoch(&hello.epoch)?;
     let last_event = Uuid::try_parse(&hello.last_event_id).ok();

@@ -11,10 +11,10 @@ use crate::app::App;
 use crate::auth::{Caller, Scope};
 use crate::error::Error;
 use crate::service::{linked_agent, may_record, record_owner};
+use crate::store::StoreError;
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::transactions::{self, Reporter};
 use crate::store::writer::{IdemFor, Target, Written};
-use crate::store::StoreError;
 
 /// Bytes of a JSON object that a caller may attach.
 const MAX_OBJECT: usize = 16_384;
@@ -96,7 +96,9 @@ pub async fn create(
     app.writer
         .run(Target::Shared, idem, move |tx| {
             Box::pin(async move {
-                transactions::insert(tx, &row, Reporter { owner, by_server: false }).await.map_err(duplicate)?;
+                transactions::insert(tx, &row, Reporter { owner, by_server: false })
+                    .await
+                    .map_err(duplicate)?;
                 Ok(row)
             })
         })

@@ -31,7 +31,6 @@ pub struct AgentState {
     pub last_heartbeat: Option<DateTime<Utc>>,
 }
 
-
 #[derive(FromRow)]
 pub(super) struct StateRow {
     id: Uuid,
@@ -111,7 +110,6 @@ pub async fn states_of(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<AgentState>,
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn lock_states(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<AgentState>, StoreError> {
-    tx.locked |= !ids.is_empty();
     states(select_states(&mut tx.conn, ids, true).await?)
 }
 
@@ -134,9 +132,7 @@ async fn select_states(conn: &mut Conn, ids: &[Uuid], lock: bool) -> Result<Vec<
         heartbeat_interval, interval_override, killed_at, version, session_id, last_heartbeat \
         FROM agents WHERE id IN (SELECT unhex(value) FROM json_each($1))";
     Ok(match conn {
-        Conn::Postgres(c) => {
-            sqlx::query_as(if lock { PG_LOCK } else { PG }).bind(ids).fetch_all(c).await?
-        }
+        Conn::Postgres(c) => sqlx::query_as(if lock { PG_LOCK } else { PG }).bind(ids).fetch_all(c).await?,
         Conn::PostgresPooled(c) => {
             sqlx::query_as(if lock { PG_LOCK } else { PG }).bind(ids).fetch_all(&mut **c).await?
         }
@@ -365,7 +361,12 @@ pub async fn refresh(tx: &mut Tx, id: Uuid, change: &Refresh) -> Result<(), Stor
 /// [`StoreError`] when the database refuses or is away.
 pub async fn override_interval(tx: &mut Tx, id: Uuid, secs: Option<u32>) -> Result<(), StoreError> {
     const SQL: &str = "UPDATE agents SET interval_override = $2, version = version + 1 WHERE id = $1";
-    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(secs.map(i64::from)).execute(c).await?.rows_affected());
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(id)
+        .bind(secs.map(i64::from))
+        .execute(c)
+        .await?
+        .rows_affected());
     Ok(())
 }
 

@@ -33,7 +33,10 @@ impl Books {
             found.push(format!("the sum over all accounts is {} USDC, not 0", self.sum()));
         }
         if self.accounts != self.by_transfers {
-            found.push(format!("accounts {:?} differ from their transfers {:?}", self.accounts, self.by_transfers));
+            found.push(format!(
+                "accounts {:?} differ from their transfers {:?}",
+                self.accounts, self.by_transfers
+            ));
         }
         for agent in &self.wrong_agents {
             found.push(format!("the balance of agent {agent} is not the sum of its transfers"));
@@ -61,14 +64,16 @@ pub async fn books(conn: &mut Conn) -> Result<Books, StoreError> {
 
 async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
     const AGENTS: &str = "SELECT CAST(COALESCE(SUM(credits), 0) AS BIGINT) FROM agents";
-    const ACCOUNTS: &str = "SELECT name, CAST(SUM(balance) AS BIGINT) FROM accounts GROUP BY name ORDER BY name";
+    const ACCOUNTS: &str =
+        "SELECT name, CAST(SUM(balance) AS BIGINT) FROM accounts GROUP BY name ORDER BY name";
     const TRANSFERS: &str = "SELECT name, CAST(SUM(amount) AS BIGINT) FROM (SELECT to_account AS name, amount FROM \
         transfers WHERE to_account <> 'agent' UNION ALL SELECT from_account, -amount FROM transfers \
         WHERE from_account <> 'agent') AS t GROUP BY name ORDER BY name";
     const WRONG: &str = "SELECT a.id FROM agents a LEFT JOIN (SELECT agent_id, CAST(SUM(CASE WHEN to_account = \
         'agent' THEN amount WHEN from_account = 'agent' THEN -amount ELSE 0 END) AS BIGINT) AS total FROM transfers GROUP BY agent_id) t \
         ON t.agent_id = a.id WHERE a.credits <> COALESCE(t.total, 0) ORDER BY a.id LIMIT 100";
-    const HELD: &str = "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM reservations WHERE status = 'held'";
+    const HELD: &str =
+        "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM reservations WHERE status = 'held'";
     let money = |rows: Vec<(String, i64)>| {
         rows.into_iter().map(|(name, sum)| (name, MicroUsd::from_micros(sum))).collect::<Vec<_>>()
     };

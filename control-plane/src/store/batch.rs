@@ -137,7 +137,8 @@ impl HelloItem {
         (machine_id, boot_id): (String, String),
     ) -> (Self, oneshot::Receiver<Result<HelloDone, Error>>) {
         let (reply, answer) = oneshot::channel();
-        let item = Self { agent, epoch, next_seq, last_event, session, machine_id, boot_id, reply, outcome: None };
+        let item =
+            Self { agent, epoch, next_seq, last_event, session, machine_id, boot_id, reply, outcome: None };
         (item, answer)
     }
 }
@@ -424,8 +425,11 @@ async fn known_repeats(
 ) -> Result<HashSet<(Uuid, Uuid)>, StoreError> {
     let mut repeats = Vec::new();
     for item in items {
-        let BatchItem::Events(EventsItem { agent, stream: Some(stream), events, .. }) = item else { continue };
-        let acked = work.streams.get(&(*agent, stream.epoch.clone())).map_or(0, |position| position.acked_seq);
+        let BatchItem::Events(EventsItem { agent, stream: Some(stream), events, .. }) = item else {
+            continue;
+        };
+        let acked =
+            work.streams.get(&(*agent, stream.epoch.clone())).map_or(0, |position| position.acked_seq);
         repeats.extend(events.iter().filter(|event| event.seq <= acked).map(|event| (*agent, event.id)));
     }
     if repeats.is_empty() { Ok(HashSet::new()) } else { streams::stored_events(tx, &repeats).await }
@@ -494,9 +498,8 @@ fn accept_stream(
     {
         return Err(Error::NewEpochRequired);
     }
-    let foreign = |event: &NewEvent| {
-        event.seq <= position.acked_seq && !work.known.contains(&(item.agent, event.id))
-    };
+    let foreign =
+        |event: &NewEvent| event.seq <= position.acked_seq && !work.known.contains(&(item.agent, event.id));
     if item.events.iter().any(foreign) {
         return Err(Error::NewEpochRequired);
     }
@@ -580,8 +583,7 @@ async fn open(tx: &mut Tx, work: &mut Work, item: &mut HelloItem) -> Result<(), 
         item.outcome = Some(Err(Error::agent_killed(item.agent)));
         return Ok(());
     }
-    let position =
-        work.streams.get(&(item.agent, item.epoch.clone())).cloned().unwrap_or_default();
+    let position = work.streams.get(&(item.agent, item.epoch.clone())).cloned().unwrap_or_default();
     let behind = item.next_seq <= position.acked_seq;
     let other = position.acked_seq > 0
         && item.next_seq == position.acked_seq + 1
@@ -647,7 +649,13 @@ async fn write(tx: &mut Tx, work: &mut Work) -> Result<(), StoreError> {
     }
     // What came one by one over REST is counted under no epoch.
     let single = counts.into_iter().filter(|(_, actions)| *actions > 0);
-    moved.extend(single.map(|(agent, actions)| Moved { agent, epoch: "", from: 0, to: Position::default(), actions }));
+    moved.extend(single.map(|(agent, actions)| Moved {
+        agent,
+        epoch: "",
+        from: 0,
+        to: Position::default(),
+        actions,
+    }));
     moved.sort_by(|a, b| (a.agent, a.epoch).cmp(&(b.agent, b.epoch)));
     streams::write_positions(tx, &moved).await?;
     streams::insert_rejects(tx, &work.rejects).await?;
@@ -689,7 +697,8 @@ async fn debit(tx: &mut Tx, work: &mut Work) -> Result<Vec<NewTransfer>, StoreEr
 }
 
 async fn attach_commands(tx: &mut Tx, items: &mut [BatchItem]) -> Result<(), StoreError> {
-    let opened = |item: &&mut BatchItem| matches!(item, BatchItem::Hello(HelloItem { outcome: Some(Ok(_)), .. }));
+    let opened =
+        |item: &&mut BatchItem| matches!(item, BatchItem::Hello(HelloItem { outcome: Some(Ok(_)), .. }));
     let ids: Vec<Uuid> = items.iter_mut().filter(opened).map(|item| item.agent()).collect();
     if ids.is_empty() {
         return Ok(());

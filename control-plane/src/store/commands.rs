@@ -60,7 +60,8 @@ pub async fn insert(tx: &mut Tx, agent: Uuid, command: &Command) -> Result<(), S
         .bind(command.created_at)
         .bind(command.expires_at)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
     Ok(())
 }
 
@@ -96,10 +97,14 @@ pub async fn deliver(tx: &mut Tx, agents: &[Uuid]) -> Result<HashMap<Uuid, Vec<C
     };
     if rows.iter().any(|row| row.status == "queued") {
         match &mut tx.conn {
-            Conn::Postgres(c) => drop(sqlx::query(PG_MARK).bind(agents).bind(tx.at).execute(c).await?),
-            Conn::Sqlite(c) => drop(sqlx::query(LITE_MARK).bind(ids_json(agents)).bind(tx.at).execute(c).await?),
-            Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => {}
-        }
+            Conn::Postgres(c) => {
+                sqlx::query(PG_MARK).bind(agents).bind(tx.at).execute(c).await?.rows_affected()
+            }
+            Conn::Sqlite(c) => {
+                sqlx::query(LITE_MARK).bind(ids_json(agents)).bind(tx.at).execute(c).await?.rows_affected()
+            }
+            Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => 0,
+        };
     }
     let mut open: HashMap<Uuid, Vec<Command>> = HashMap::new();
     for row in rows {
@@ -116,7 +121,8 @@ pub async fn deliver(tx: &mut Tx, agents: &[Uuid]) -> Result<HashMap<Uuid, Vec<C
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn waiting(conn: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<Vec<Uuid>, StoreError> {
-    const SQL: &str = "SELECT DISTINCT agent_id FROM commands WHERE status = 'queued' AND expires_at > $1 LIMIT $2";
+    const SQL: &str =
+        "SELECT DISTINCT agent_id FROM commands WHERE status = 'queued' AND expires_at > $1 LIMIT $2";
     Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(now).bind(limit).fetch_all(c).await?))
 }
 

@@ -68,7 +68,8 @@ pub async fn insert(tx: &mut Tx, domain: &Domain, owner: Option<Uuid>) -> Result
         .bind(owner)
         .bind(at)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
     Ok(())
 }
 
@@ -89,7 +90,20 @@ pub async fn update(tx: &mut Tx, domain: &Domain) -> Result<(), StoreError> {
         .bind(domain.agent_id.map(AgentId::uuid))
         .bind(domain.auto_renew)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
+/// Keeps others from changing a domain until the end of the transaction. (SQLite has one writer.)
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn lock(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
+    const PG: &str = "SELECT 1 FROM domains WHERE id = $1 FOR NO KEY UPDATE";
+    if tx.conn.is_postgres() {
+        on!(&mut tx.conn, |c| sqlx::query(PG).bind(id).execute(c).await?.rows_affected());
+    }
     Ok(())
 }
 
@@ -103,6 +117,7 @@ pub async fn domain(conn: &mut Conn, id: Uuid) -> Result<Option<(Domain, Option<
     const OWNER: &str = "SELECT owner_id FROM domains WHERE id = $1";
     let row: Option<DomainRead> = on!(&mut *conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
     let Some(row) = row else { return Ok(None) };
-    let owner: Option<Option<Uuid>> = on!(conn, |c| sqlx::query_scalar(OWNER).bind(id).fetch_optional(c).await?);
+    let owner: Option<Option<Uuid>> =
+        on!(conn, |c| sqlx::query_scalar(OWNER).bind(id).fetch_optional(c).await?);
     Ok(Some((Domain::from(row), owner.flatten())))
 }

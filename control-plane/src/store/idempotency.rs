@@ -116,7 +116,8 @@ pub async fn store(tx: &mut Tx, idem: &Idem, answer: &StoredAnswer) -> Result<()
         .bind(i64::from(answer.status))
         .bind(&answer.body)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
     Ok(())
 }
 

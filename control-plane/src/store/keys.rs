@@ -108,7 +108,8 @@ pub async fn insert(tx: &mut Tx, key: &NewKeyRow) -> Result<(), StoreError> {
         .bind(key.made_by)
         .bind(at)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
     Ok(())
 }
 
@@ -149,7 +150,8 @@ pub async fn active_count(tx: &mut Tx, owner: Uuid) -> Result<i64, StoreError> {
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn revoke(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE api_keys SET status = 'revoked', revoked_at = $2 WHERE id = $1 AND status = 'active'";
+    const SQL: &str =
+        "UPDATE api_keys SET status = 'revoked', revoked_at = $2 WHERE id = $1 AND status = 'active'";
     let at = tx.at;
     Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(at).execute(c).await?.rows_affected()) == 1)
 }

@@ -39,13 +39,8 @@ pub async fn is_held(tx: &mut Tx, name: &str, holder: Uuid, epoch: i64) -> Resul
     const PG: &str = "SELECT 1 FROM leases WHERE name = $1 AND holder = $2 AND epoch = $3 FOR SHARE";
     const LITE: &str = "SELECT 1 FROM leases WHERE name = $1 AND holder = $2 AND epoch = $3";
     let sql = if tx.conn.is_postgres() { PG } else { LITE };
-    let rows = on!(&mut tx.conn, |c| sqlx::query(sql)
-        .bind(name)
-        .bind(holder)
-        .bind(epoch)
-        .fetch_all(c)
-        .await?
-        .len());
+    let rows =
+        on!(&mut tx.conn, |c| sqlx::query(sql).bind(name).bind(holder).bind(epoch).fetch_all(c).await?.len());
     Ok(rows == 1)
 }
 
@@ -55,7 +50,12 @@ pub async fn is_held(tx: &mut Tx, name: &str, holder: Uuid, epoch: i64) -> Resul
 /// [`StoreError`] when the database refuses or is away.
 pub async fn release(tx: &mut Tx, holder: Uuid) -> Result<(), StoreError> {
     const SQL: &str = "UPDATE leases SET expires_at = $2 WHERE holder = $1";
-    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(holder).bind(DateTime::UNIX_EPOCH).execute(c).await?.rows_affected());
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(holder)
+        .bind(DateTime::UNIX_EPOCH)
+        .execute(c)
+        .await?
+        .rows_affected());
     Ok(())
 }
 

@@ -97,7 +97,13 @@ pub async fn add_to_account(tx: &mut Tx, name: &'static str, micros: i64) -> Res
     const SQL: &str = "INSERT INTO accounts (name, shard, balance) VALUES ($1, $2, $3) \
         ON CONFLICT (name, shard) DO UPDATE SET balance = accounts.balance + excluded.balance";
     let shard = tx.shard;
-    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(name).bind(shard).bind(micros).execute(c).await?.rows_affected());
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(name)
+        .bind(shard)
+        .bind(micros)
+        .execute(c)
+        .await?
+        .rows_affected());
     Ok(())
 }
 
@@ -222,7 +228,8 @@ pub async fn insert_reservation(
         .bind(purpose)
         .bind(at)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
     Ok(())
 }
 

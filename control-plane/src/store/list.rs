@@ -119,7 +119,7 @@ macro_rules! lists {
             pub async fn $name(conn: &mut Conn, query: &Query) -> Result<Page<$item>, StoreError> {
                 let rows = fetch!(conn, $row, $columns, $table, query, false);
                 let place = |row: &$row| Cursor { created_at: row.created_at, id: row.id };
-                page(rows, query.limit, place, |row| Ok(<$item>::try_from(row).map_err(StoreError::from)?))
+                page(rows, query.limit, place, |row| <$item>::try_from(row).map_err(StoreError::from))
             }
         )*
     };

@@ -37,7 +37,8 @@ pub enum MigrateError {
 /// # Errors
 /// [`MigrateError`] when the database refuses or belongs to another version.
 pub async fn migrate(db: &Db) -> Result<Vec<&'static str>, MigrateError> {
-    const TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sha256 TEXT NOT NULL)";
+    const TABLE: &str =
+        "CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sha256 TEXT NOT NULL)";
     let mut conn = db.dedicated().await?;
     let postgres = conn.is_postgres();
     if postgres {
@@ -51,7 +52,9 @@ pub async fn migrate(db: &Db) -> Result<Vec<&'static str>, MigrateError> {
         sqlx::query_as("SELECT name, sha256 FROM migrations ORDER BY name").fetch_all(c).await
     })
     .map_err(StoreError::from)?;
-    if let Some((name, _)) = applied.iter().find(|(name, _)| !MIGRATIONS.iter().any(|(known, ..)| known == name)) {
+    if let Some((name, _)) =
+        applied.iter().find(|(name, _)| !MIGRATIONS.iter().any(|(known, ..)| known == name))
+    {
         return Err(MigrateError::Unknown(name.clone()));
     }
     let mut done = Vec::new();

@@ -11,7 +11,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 use sqlx::{ConnectOptions as _, Connection as _};
 
@@ -64,7 +65,7 @@ pub enum StoreError {
     /// A unique value is taken; the name of the constraint where the database tells it.
     #[error("a unique value is taken")]
     Taken(String),
-    /// Another replica changed the same stream meanwhile; the transaction is tried again.
+    /// Another writer was at the same rows; what can be tried again is.
     #[error("another writer was faster")]
     LostRace,
     /// A row cannot be decoded.
@@ -101,14 +102,10 @@ impl From<sqlx::Error> for StoreError {
                 Self::Taken(db.constraint().map_or_else(|| db.message().to_owned(), str::to_owned))
             }
             sqlx::Error::Database(db) => match db.code().as_deref() {
-                // PostgreSQL: connection exceptions, operator intervention, resources, and races worth a retry.
-                Some(code)
-                    if code.starts_with("08")
-                        || code.starts_with("57")
-                        || code.starts_with("53")
-                        || code.starts_with("40")
-                        || code == "55P03" =>
-                {
+                // PostgreSQL: a deadlock, or a lock that was not to be had.
+                Some(code) if code.starts_with("40") || code == "55P03" => Self::LostRace,
+                // PostgreSQL: connection exceptions, operator intervention, resources.
+                Some(code) if code.starts_with("08") || code.starts_with("57") || code.starts_with("53") => {
                     Self::Unavailable(error)
                 }
                 // SQLite: busy, locked, I/O, full, cannot open.

@@ -37,7 +37,11 @@ pub async fn beat(tx: &mut Tx, id: Uuid) -> Result<(DateTime<Utc>, i64), StoreEr
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn leave(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
-    on!(&mut tx.conn, |c| sqlx::query("DELETE FROM replicas WHERE id = $1").bind(id).execute(c).await?.rows_affected());
+    on!(&mut tx.conn, |c| sqlx::query("DELETE FROM replicas WHERE id = $1")
+        .bind(id)
+        .execute(c)
+        .await?
+        .rows_affected());
     Ok(())
 }
 
@@ -118,7 +122,8 @@ mod tests {
 
     #[test]
     fn notices_read_back() {
-        for notice in [Notice::Agent(Uuid::from_u128(1)), Notice::Key(Uuid::from_u128(2)), Notice::Command(Uuid::nil())]
+        for notice in
+            [Notice::Agent(Uuid::from_u128(1)), Notice::Key(Uuid::from_u128(2)), Notice::Command(Uuid::nil())]
         {
             assert_eq!(decode(&encode(notice)), Some(notice));
         }

@@ -81,7 +81,8 @@ pub async fn insert(tx: &mut Tx, sandbox: &Sandbox, owner: Option<Uuid>) -> Resu
         .bind(sandbox.paid_until)
         .bind(sandbox.created_at)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
     Ok(())
 }
 
@@ -93,8 +94,10 @@ pub async fn sandbox(conn: &mut Conn, id: Uuid) -> Result<Option<(Sandbox, Optio
     const SQL: &str = "SELECT id, name, status, os, cpu, memory, disk, region, ip_address, ports, agent_id, managed, \
         paid_until, created_at FROM sandboxes WHERE id = $1";
     const OWNER: &str = "SELECT owner_id FROM sandboxes WHERE id = $1";
-    let row: Option<SandboxRead> = on!(&mut *conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
+    let row: Option<SandboxRead> =
+        on!(&mut *conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
     let Some(row) = row else { return Ok(None) };
-    let owner: Option<Option<Uuid>> = on!(conn, |c| sqlx::query_scalar(OWNER).bind(id).fetch_optional(c).await?);
+    let owner: Option<Option<Uuid>> =
+        on!(conn, |c| sqlx::query_scalar(OWNER).bind(id).fetch_optional(c).await?);
     Ok(Some((Sandbox::from(row), owner.flatten())))
 }

@@ -30,6 +30,10 @@ pub fn json<T: Serialize>(rows: &T) -> String {
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] when it is none of them.
-pub fn name<T: std::str::FromStr>(table: &'static str, column: &'static str, text: &str) -> Result<T, StoreError> {
+pub fn name<T: std::str::FromStr>(
+    table: &'static str,
+    column: &'static str,
+    text: &str,
+) -> Result<T, StoreError> {
     text.parse().map_err(|_| StoreError::Corrupt { table, column })
 }

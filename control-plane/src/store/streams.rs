@@ -129,7 +129,10 @@ pub async fn write_positions(tx: &mut Tx, moved: &[Moved<'_>]) -> Result<(), Sto
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn stored_events(tx: &mut Tx, events: &[(Uuid, Uuid)]) -> Result<HashSet<(Uuid, Uuid)>, StoreError> {
+pub async fn stored_events(
+    tx: &mut Tx,
+    events: &[(Uuid, Uuid)],
+) -> Result<HashSet<(Uuid, Uuid)>, StoreError> {
     const PG: &str = "SELECT w.agent_id, w.id FROM UNNEST($1::uuid[], $2::uuid[]) AS w(agent_id, id) WHERE \
         EXISTS (SELECT 1 FROM agent_actions a WHERE a.agent_id = w.agent_id AND a.id = w.id) OR \
         EXISTS (SELECT 1 FROM compute_logs l WHERE l.agent_id = w.agent_id AND l.id = w.id) OR \
@@ -160,7 +163,10 @@ pub async fn stored_events(tx: &mut Tx, events: &[(Uuid, Uuid)]) -> Result<HashS
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn insert_rejects(tx: &mut Tx, rejects: &[(Uuid, Uuid, u64, &'static str)]) -> Result<(), StoreError> {
+pub async fn insert_rejects(
+    tx: &mut Tx,
+    rejects: &[(Uuid, Uuid, u64, &'static str)],
+) -> Result<(), StoreError> {
     const SQL: &str = "INSERT INTO rejected_events (agent_id, id, seq, code, created_at) VALUES ($1, $2, $3, $4, $5) \
         ON CONFLICT (agent_id, id) DO NOTHING";
     let at = tx.at;
@@ -173,7 +179,8 @@ pub async fn insert_rejects(tx: &mut Tx, rejects: &[(Uuid, Uuid, u64, &'static s
             .bind(*code)
             .bind(at)
             .execute(c)
-            .await?.rows_affected());
+            .await?
+            .rows_affected());
     }
     Ok(())
 }
@@ -208,7 +215,12 @@ pub async fn claim_keys(
             let rows: Vec<_> = claims
                 .iter()
                 .map(|(idem, answer)| {
-                    (hex::encode(idem.scope), hex::encode(idem.fingerprint), answer.status, answer.body.as_str())
+                    (
+                        hex::encode(idem.scope),
+                        hex::encode(idem.fingerprint),
+                        answer.status,
+                        answer.body.as_str(),
+                    )
                 })
                 .collect();
             sqlx::query_scalar(LITE).bind(json(&rows)).bind(tx.at).fetch_all(c).await?
@@ -242,7 +254,13 @@ pub async fn open_session(
     if before == (Some(machine_id.to_owned()), Some(boot_id.to_owned())) {
         return Ok(None);
     }
-    on!(&mut tx.conn, |c| sqlx::query(WRITE).bind(agent).bind(machine_id).bind(boot_id).execute(c).await?.rows_affected());
+    on!(&mut tx.conn, |c| sqlx::query(WRITE)
+        .bind(agent)
+        .bind(machine_id)
+        .bind(boot_id)
+        .execute(c)
+        .await?
+        .rows_affected());
     Ok(before.0.filter(|machine| machine != machine_id && !machine.is_empty()))
 }
 
@@ -250,7 +268,11 @@ pub async fn open_session(
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn forget_rejects(tx: &mut Tx, before: chrono::DateTime<chrono::Utc>, limit: i64) -> Result<u64, StoreError> {
+pub async fn forget_rejects(
+    tx: &mut Tx,
+    before: chrono::DateTime<chrono::Utc>,
+    limit: i64,
+) -> Result<u64, StoreError> {
     const SQL: &str = "DELETE FROM rejected_events WHERE (agent_id, id) IN \
         (SELECT agent_id, id FROM rejected_events WHERE created_at < $1 ORDER BY created_at LIMIT $2)";
     Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(before).bind(limit).execute(c).await?.rows_affected()))

@@ -84,6 +84,7 @@ pub async fn insert(tx: &mut Tx, row: &Transaction, reporter: Reporter) -> Resul
         .bind(reporter.by_server)
         .bind(row.created_at)
         .execute(c)
-        .await?.rows_affected());
+        .await?
+        .rows_affected());
     Ok(())
 }

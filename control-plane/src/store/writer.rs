@@ -70,8 +70,6 @@ pub struct Tx {
     pub shard: i64,
     /// Where tiers begin.
     pub thresholds: Thresholds,
-    /// Whether agents are locked.
-    pub locked: bool,
     /// Agents as they are after the commit.
     pub changed: Vec<AgentState>,
     /// What else to tell.
@@ -112,14 +110,17 @@ pub struct IdemFor<T> {
 pub enum Target {
     /// One agent and nothing else that is locked: its row is locked before any job of the group runs.
     Agent(Uuid),
-    /// Anything else; all of these take the same lane. One that locks agents is the last of its transaction: while
-    /// agents are locked nothing else is waited for.
+    /// Rows that no other group holds while it waits; all of these take the same lane.
     Shared,
+    /// Agents that are known only on the way, or many of them: on PostgreSQL it gets a transaction of its own, so that
+    /// it never holds another group's agents while it waits for more.
+    Alone,
 }
 
 type Work<T> = Box<dyn for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send>;
 
 trait Job: Send {
+    fn has_run(&self) -> bool;
     fn run<'c>(&'c mut self, tx: &'c mut Tx) -> BoxFuture<'c, Verdict>;
     fn finish(self: Box<Self>, committed: Result<(), StoreError>);
 }
@@ -130,8 +131,8 @@ enum Verdict {
     Keep,
     /// Undo this job's part.
     Undo,
-    /// The connection is gone; nothing of the transaction will be.
-    Dead,
+    /// Nothing of the transaction will be: the connection is gone, or another writer was faster.
+    Dead(StoreError),
 }
 
 struct TypedJob<T> {
@@ -159,6 +160,10 @@ impl<T: Send + 'static> TypedJob<T> {
 }
 
 impl<T: Send + 'static> Job for TypedJob<T> {
+    fn has_run(&self) -> bool {
+        self.work.is_none()
+    }
+
     fn run<'c>(&'c mut self, tx: &'c mut Tx) -> BoxFuture<'c, Verdict> {
         Box::pin(async move {
             let outcome = AssertUnwindSafe(self.attempt(tx)).catch_unwind().await.unwrap_or_else(|panic| {
@@ -167,7 +172,9 @@ impl<T: Send + 'static> Job for TypedJob<T> {
             });
             let verdict = match &outcome {
                 Ok(_) => Verdict::Keep,
-                Err(Error::Store(StoreError::Unavailable(_))) => Verdict::Dead,
+                Err(Error::Store(error @ (StoreError::Unavailable(_) | StoreError::LostRace))) => {
+                    Verdict::Dead(error.again())
+                }
                 Err(_) => Verdict::Undo,
             };
             self.outcome = Some(outcome);
@@ -198,7 +205,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 type Queued = (Target, Box<dyn Job>);
 
 enum Item {
-    Batch(BatchItem),
+    Batch(Box<BatchItem>),
     Job(Target, Box<dyn Job>),
 }
 
@@ -243,8 +250,8 @@ impl Writer {
             return Self { lanes: Arc::new([lane.clone()]), jobs: Arc::new([lane.clone()]), beats: lane };
         }
         let lanes: Arc<[_]> = (0..POSTGRES_LANES).map(spawn).collect();
-        let jobs: Arc<[_]> = (0..POSTGRES_JOB_LANES).map(|n| spawn(lanes.len() + n)).collect();
-        let beats = spawn(lanes.len() + jobs.len());
+        let jobs: Arc<[_]> = (0..POSTGRES_JOB_LANES).map(|n| spawn(POSTGRES_LANES + n)).collect();
+        let beats = spawn(POSTGRES_LANES + POSTGRES_JOB_LANES);
         Self { lanes, jobs, beats }
     }
 
@@ -255,7 +262,7 @@ impl Writer {
     fn lane_of(&self, target: Target) -> &mpsc::Sender<Item> {
         match (target, self.jobs.len()) {
             (Target::Agent(id), 2..) => &self.jobs[1 + spread(id) % (self.jobs.len() - 1)],
-            (Target::Agent(_) | Target::Shared, _) => &self.jobs[0],
+            (Target::Agent(_) | Target::Shared | Target::Alone, _) => &self.jobs[0],
         }
     }
 
@@ -264,7 +271,12 @@ impl Writer {
     /// # Errors
     /// What the job answers; [`StoreError::QueueFull`] when the lane is full; [`StoreError::Unavailable`] when the
     /// database is away, and then the write may have happened.
-    pub async fn run<T, F>(&self, target: Target, idem: Option<IdemFor<T>>, work: F) -> Result<Written<T>, Error>
+    pub async fn run<T, F>(
+        &self,
+        target: Target,
+        idem: Option<IdemFor<T>>,
+        work: F,
+    ) -> Result<Written<T>, Error>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
@@ -319,7 +331,7 @@ impl Writer {
     /// [`StoreError::QueueFull`] when the lane is full.
     pub fn send_events(&self, item: EventsItem) -> Result<(), StoreError> {
         let lane = self.lane(item.agent);
-        lane.try_send(Item::Batch(BatchItem::Events(item))).map_err(|_| StoreError::QueueFull)
+        lane.try_send(Item::Batch(Box::new(BatchItem::Events(item)))).map_err(|_| StoreError::QueueFull)
     }
 
     /// Queues the opening of a session; the answer comes through the item.
@@ -328,7 +340,7 @@ impl Writer {
     /// [`StoreError::QueueFull`] when the lane is full.
     pub fn send_hello(&self, item: HelloItem) -> Result<(), StoreError> {
         let lane = self.lane(item.agent);
-        lane.try_send(Item::Batch(BatchItem::Hello(item))).map_err(|_| StoreError::QueueFull)
+        lane.try_send(Item::Batch(Box::new(BatchItem::Hello(item)))).map_err(|_| StoreError::QueueFull)
     }
 
     /// Items waiting in all lanes.
@@ -368,22 +380,29 @@ impl Lane {
         let mut jobs = Vec::new();
         while self.take(&mut group, jobs.len()).await {
             let mut batch = Vec::new();
+            let mut alone = Vec::new();
             let mut events = 0;
             for item in group.drain(..) {
                 match item {
                     Item::Batch(item) => {
                         events += item.weight();
-                        batch.push(item);
+                        batch.push(*item);
                         if events >= GROUP_EVENTS {
                             self.commit(std::mem::take(&mut batch), Vec::new()).await;
                             events = 0;
                         }
+                    }
+                    Item::Job(Target::Alone, job) if self.db.is_postgres() => {
+                        alone.push((Target::Alone, job))
                     }
                     Item::Job(target, job) => jobs.push((target, job)),
                 }
             }
             if !batch.is_empty() || !jobs.is_empty() {
                 jobs = self.commit(batch, std::mem::take(&mut jobs)).await;
+            }
+            for job in alone {
+                self.commit(Vec::new(), vec![job]).await;
             }
         }
     }
@@ -421,9 +440,9 @@ impl Lane {
         let mut batch = batch;
         let mut jobs = jobs;
         let mut attempted = self.attempt(&mut batch, &mut jobs).await;
-        // Positions come before jobs in a transaction, so after a lost race no job has run.
         for _ in 0..MAX_RACES {
-            if !matches!(attempted, Err(StoreError::LostRace)) {
+            // A job runs once; a group is tried again only as long as none of its jobs has run.
+            if !matches!(attempted, Err(StoreError::LostRace)) || jobs.iter().any(|(_, job)| job.has_run()) {
                 break;
             }
             batch.iter_mut().for_each(BatchItem::again);
@@ -495,7 +514,9 @@ impl Lane {
         let mut failure = None;
         for part in &mut parts {
             let mut stored = self.attempt(std::slice::from_mut(part), &mut []).await;
-            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_))) {
+            // An outage or a race says nothing about the event.
+            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_) | StoreError::LostRace))
+            {
                 part.reject();
                 stored = self.attempt(std::slice::from_mut(part), &mut []).await;
             }
@@ -532,7 +553,6 @@ impl Lane {
             at: self.clock.now(),
             shard: self.shard,
             thresholds: self.thresholds,
-            locked: false,
             changed: Vec::new(),
             notices: Vec::new(),
         };
@@ -571,12 +591,14 @@ async fn transaction(
     let mut ran = 0;
     // What the next job needs so that it can be undone by itself.
     let mut savepoint = Some("SAVEPOINT job");
-    for (target, job) in jobs.iter_mut() {
+    for (_, job) in jobs.iter_mut() {
+        if ran > 0 && Instant::now() >= until {
+            break;
+        }
         let (changed, notices) = (tx.changed.len(), tx.notices.len());
         if let Some(sql) = savepoint.filter(|_| !alone) {
             tx.conn.run_raw(sql).await?;
         }
-        tx.locked = false;
         ran += 1;
         match job.run(tx).await {
             Verdict::Keep => savepoint = Some("RELEASE SAVEPOINT job; SAVEPOINT job"),
@@ -591,10 +613,7 @@ async fn transaction(
                 tx.conn.run_raw("ROLLBACK TO SAVEPOINT job").await?;
                 savepoint = None;
             }
-            Verdict::Dead => return Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed)),
-        }
-        if (*target == Target::Shared && tx.locked) || Instant::now() >= until {
-            break;
+            Verdict::Dead(error) => return Err(error),
         }
     }
     if peers {
@@ -610,7 +629,7 @@ async fn transaction(
 fn known_agents(batch: &[BatchItem], jobs: &[Queued]) -> Vec<Uuid> {
     let of_jobs = jobs.iter().filter_map(|(target, _)| match target {
         Target::Agent(id) => Some(*id),
-        Target::Shared => None,
+        Target::Shared | Target::Alone => None,
     });
     let ids: BTreeSet<Uuid> = batch.iter().map(BatchItem::agent).chain(of_jobs).collect();
     ids.into_iter().filter(|id| !id.is_nil()).collect()

@@ -84,9 +84,9 @@ pub async fn forget_answers(app: &App) -> Result<(), Error> {
         if hold(app, "retention").await?.is_none() {
             return Ok(());
         }
-        let gone = app
-            .writer
-            .apply(Target::Shared, move |tx| Box::pin(async move { Ok(idempotency::forget(tx, before, PAGE).await?) }));
+        let gone = app.writer.apply(Target::Shared, move |tx| {
+            Box::pin(async move { Ok(idempotency::forget(tx, before, PAGE).await?) })
+        });
         if gone.await? == 0 {
             break;
         }
@@ -98,7 +98,6 @@ pub async fn forget_answers(app: &App) -> Result<(), Error> {
 ///
 /// # Errors
 /// None; a worker's step answers so.
-#[expect(clippy::unused_async, reason = "a worker's step")]
 pub async fn tidy(app: &App) -> Result<(), Error> {
     app.shared.keys.tidy();
     app.rate_limits.tidy();

@@ -2,8 +2,8 @@
 
 use crate::app::App;
 use crate::error::Error;
-use crate::store::writer::Target;
 use crate::store::commands;
+use crate::store::writer::Target;
 
 /// Commands of one pass.
 const PAGE: i64 = 1000;

@@ -17,11 +17,12 @@ const PAGE: i64 = 1000;
 /// 503 without database.
 pub async fn run_once(app: &App) -> Result<(), Error> {
     let now = app.clock.now();
-    let due = app.db.read(move |conn| Box::pin(async move { agents::grace_over(conn, now, PAGE).await })).await?;
+    let due =
+        app.db.read(move |conn| Box::pin(async move { agents::grace_over(conn, now, PAGE).await })).await?;
     if due.is_empty() {
         return Ok(());
     }
-    app.writer.apply(Target::Shared, move |tx| Box::pin(settle(tx, due))).await
+    app.writer.apply(Target::Alone, move |tx| Box::pin(settle(tx, due))).await
 }
 
 async fn settle(tx: &mut Tx, due: Vec<Uuid>) -> Result<(), Error> {

@@ -46,7 +46,8 @@ async fn treat(tx: &mut Tx, agent: Uuid) -> Result<(), Error> {
         result: None,
     };
     commands::insert(tx, agent, &command).await?;
-    let line = ActionRow::by_server(&state, "system", "healing: the stalled agent is told to restart", None, tx.at);
+    let line =
+        ActionRow::by_server(&state, "system", "healing: the stalled agent is told to restart", None, tx.at);
     actions::insert(tx, &[line]).await?;
     tx.notices.push(Notice::Command(agent));
     Ok(())

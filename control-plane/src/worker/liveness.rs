@@ -52,14 +52,18 @@ impl Liveness {
     pub async fn sweep(&mut self, app: &App, held: Held, now: DateTime<Utc>) -> Result<(), Error> {
         for _ in 0..PAGES {
             let after = self.next;
-            let page =
-                app.db.read(move |conn| Box::pin(async move { agents::active_after(conn, after, PAGE).await })).await?;
+            let page = app
+                .db
+                .read(move |conn| Box::pin(async move { agents::active_after(conn, after, PAGE).await }))
+                .await?;
             let full = i64::try_from(page.len()).unwrap_or(0) == PAGE;
             self.next = page.last().filter(|_| full).map_or(Uuid::nil(), |last| last.id);
             let since = app.shared.hearing_since();
             let silent: Vec<Uuid> = page
                 .into_iter()
-                .filter(|heard| is_silent(heard, app.shared.fleet.cached(heard.id).and_then(|s| s.heard()), since, now))
+                .filter(|heard| {
+                    is_silent(heard, app.shared.fleet.cached(heard.id).and_then(|s| s.heard()), since, now)
+                })
                 .map(|heard| heard.id)
                 .collect();
             if !silent.is_empty() {
@@ -78,13 +82,15 @@ fn is_silent(heard: &Heard, here: Option<DateTime<Utc>>, since: DateTime<Utc>, n
     let last = heard.last_heartbeat.unwrap_or(heard.created_at).max(here.unwrap_or(DateTime::UNIX_EPOCH));
     // A time from before a clock was set back says nothing.
     let last = if last > now { since } else { last.max(since) };
-    let allowed = TimeDelta::try_seconds(heard.interval_secs.saturating_mul(MISSED)).unwrap_or(TimeDelta::MAX);
+    let allowed =
+        TimeDelta::try_seconds(heard.interval_secs.saturating_mul(MISSED)).unwrap_or(TimeDelta::MAX);
     now - last > allowed
 }
 
 async fn mark(app: &App, held: Held, silent: Vec<Uuid>) -> Result<(), Error> {
     let replica = app.replica;
-    let marked = app.writer.apply(Target::Shared, move |tx| Box::pin(mark_in(tx, held, replica, silent))).await?;
+    let marked =
+        app.writer.apply(Target::Alone, move |tx| Box::pin(mark_in(tx, held, replica, silent))).await?;
     app.shared.metrics.marked_inactive.inc_by(marked);
     Ok(())
 }
@@ -137,7 +143,11 @@ mod tests {
             (Some(86_400), None, at(0), 180, false),
             (Some(86_400), None, at(0), 181, true),
         ] {
-            assert_eq!(is_silent(&heard(last), here.map(at), since, at(now)), silent, "{last:?} {here:?} {now}");
+            assert_eq!(
+                is_silent(&heard(last), here.map(at), since, at(now)),
+                silent,
+                "{last:?} {here:?} {now}"
+            );
         }
     }
 }

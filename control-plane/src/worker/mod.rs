@@ -41,7 +41,7 @@ pub struct Held {
 /// 503 without database.
 pub async fn hold(app: &App, name: &'static str) -> Result<Option<Held>, Error> {
     let replica = app.replica;
-    let epoch = app.writer.apply(Target::Shared, move |tx| {
+    let epoch = app.writer.apply(Target::Alone, move |tx| {
         Box::pin(async move { Ok(leases::hold(tx, name, replica, LEASE_SECS).await?) })
     });
     Ok(epoch.await?.map(|epoch| Held { name, epoch }))
@@ -78,7 +78,9 @@ where
         match done {
             Ok(Ok(())) => failing = false,
             // A lasting trouble, such as a database that is away, is told once.
-            Ok(Err(error)) if failing => tracing::debug!(worker = name, %error, "a worker's step failed again"),
+            Ok(Err(error)) if failing => {
+                tracing::debug!(worker = name, %error, "a worker's step failed again")
+            }
             Ok(Err(error)) => {
                 failing = true;
                 tracing::warn!(worker = name, %error, "a worker's step failed");
@@ -93,7 +95,9 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     let second = Duration::from_secs(1);
     macro_rules! worker {
         ($name:literal, $period:expr, $step:path) => {
-            tracker.spawn(every(Arc::clone(app), $name, $period, stop.clone(), |app| async move { $step(&app).await }))
+            tracker.spawn(every(Arc::clone(app), $name, $period, stop.clone(), |app| async move {
+                $step(&app).await
+            }))
         };
     }
     worker!("beats", second, beats::run_once);

@@ -101,10 +101,8 @@ struct Poll {
 impl Poll {
     async fn run_once(&mut self, app: &App) -> Result<(), Error> {
         let replica = app.replica;
-        let (database, others) = app
-            .writer
-            .apply_beats(move |tx| Box::pin(async move { Ok(beat(tx, replica).await?) }))
-            .await?;
+        let (database, others) =
+            app.writer.apply_beats(move |tx| Box::pin(async move { Ok(beat(tx, replica).await?) })).await?;
         self.watch_clock(app, database);
         app.shared.set_peers(usize::try_from(others).unwrap_or(0));
         if others == 0 {
@@ -112,8 +110,10 @@ impl Poll {
         }
         self.revocations(app).await?;
         let now = app.clock.now();
-        let waiting =
-            app.db.read(move |conn| Box::pin(async move { commands::waiting(conn, now, MAX_WAITING).await })).await?;
+        let waiting = app
+            .db
+            .read(move |conn| Box::pin(async move { commands::waiting(conn, now, MAX_WAITING).await }))
+            .await?;
         for agent in waiting {
             app.shared.links.command(agent);
         }

@@ -1,14 +1,17 @@
 //! The access matrix: who gets what on every route, in both modes, directly and through a proxy.
 //! A route of the server without a line here fails.
 
+use otonix_proto::v1::down;
 use serde_json::{Value, json};
 
+use crate::support::link::{Link, hello};
 use crate::support::{Agent, Call, Key, Server, Store, on_each_store};
 
 on_each_store!(
     every_caller_gets_what_the_matrix_says,
     open_mode_serves_direct_local_callers_only,
     guarded_mode_serves_any_host_and_origin,
+    a_session_in_open_mode_is_direct_too,
 );
 
 /// A caller of the matrix, in the order of a line's columns.
@@ -88,7 +91,7 @@ const fn operator(status: u16) -> Row {
     [401, 401, 401, 403, 403, status]
 }
 
-/// Every route. What the seed asks a key for, the operator's token does not open.
+/// Every route. What the API asks a key for, the operator's token does not open.
 const MATRIX: &[Line] = &[
     line("GET", "/healthz", none, public(200), public(200)),
     line("GET", "/readyz", none, public(200), public(200)),
@@ -388,6 +391,27 @@ async fn guarded_mode_serves_any_host_and_origin(store: Store) {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+async fn a_session_in_open_mode_is_direct_too(store: Store) {
+    for (mode, let_in) in [("open", false), ("guarded", true)] {
+        let server = Server::with(store).await.arg("--mode", mode).start().await;
+        let agent = server.agent("a").await;
+        for (name, value) in
+            [("x-forwarded-for", "203.0.113.9"), ("forwarded", "for=203.0.113.9"), ("via", "1.1 proxy")]
+        {
+            let key = Some(agent.key.secret.as_str());
+            let opened = Link::try_open_with(&server, key, hello(&agent), &[(name, value)]).await;
+            match opened {
+                Ok(mut link) => {
+                    let first = link.next().await;
+                    let welcomed = matches!(first, Some(Ok(down::Msg::Welcome(_))));
+                    assert_eq!(welcomed, let_in, "{mode} {name}: {first:?}");
+                }
+                Err(status) => assert!(!let_in, "{mode} {name}: {status}"),
+            }
+        }
+    }
 }
 
 /// The server's own table and the matrix name the same routes.

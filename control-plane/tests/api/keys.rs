@@ -15,6 +15,8 @@ on_each_store!(
     bad_fields_are_named,
     an_owner_sees_its_own_keys_in_guarded_mode,
     an_unknown_key_cannot_be_revoked,
+    an_agents_own_key_opens_its_own_things,
+    keys_without_a_key_are_rate_limited,
 );
 
 const FIELDS: [&str; 9] =
@@ -175,4 +177,76 @@ async fn an_unknown_key_cannot_be_revoked(store: Store) {
     let answer = server.as_operator("DELETE", "/api/keys/nonsense").await;
     assert!(matches!(answer.status, 400 | 404), "{}", answer.text());
     server.get("/api/price-table").key(&Key::unknown()).await.refused(401, "unknown_key");
+}
+
+async fn an_agents_own_key_opens_its_own_things(store: Store) {
+    let mut server = Server::start(store).await;
+    let owner = server.key("o").await;
+    let (agent, sister) = (server.register(&owner, "a").await, server.register(&owner, "b").await);
+    // Enrolment comes with a later release; its key is as it will be.
+    let key = server.key_of(&owner, "enrolled").await;
+    let literal = |id: &str| match store {
+        Store::Sqlite => format!("x'{}'", id.replace('-', "")),
+        Store::Postgres => format!("'{id}'"),
+    };
+    let (agent_id, key_id) = (literal(&agent.id), literal(&key.id));
+    let sql = format!("UPDATE api_keys SET kind = 'agent', agent_id = {agent_id} WHERE id = {key_id}");
+    assert_eq!(server.sql(&sql).await, 1);
+    server.restart_with(&["--mode", "guarded"]).await;
+
+    let action = json!({"action": "x", "category": "system"});
+    let usage = |id: &str| json!({"model": "m", "tokensIn": 1, "tokensOut": 1, "cost": 1, "agentId": id});
+    let events = json!({"epoch": "e", "nextSeq": 1, "events": []});
+    for (status, call) in [
+        (200, server.post(&agent.path("heartbeat"))),
+        (201, server.post(&agent.path("actions")).json(action.clone())),
+        (200, server.post(&agent.path("events")).json(events.clone())),
+        (201, server.post("/api/compute-logs").json(usage(&agent.id))),
+        (200, server.get(&agent.path("ledger"))),
+        (200, server.get(&agent.path(""))),
+        (200, server.get(&agent.path("actions"))),
+        (200, server.get("/api/price-table")),
+        (404, server.post(&sister.path("heartbeat"))),
+        (404, server.post(&sister.path("actions")).json(action)),
+        (404, server.post(&sister.path("events")).json(events)),
+        (400, server.post("/api/compute-logs").json(usage(&sister.id))),
+        (404, server.get(&sister.path("ledger"))),
+        (404, server.get(&sister.path(""))),
+        (403, server.post("/api/keys/generate").json(json!({"name": "more"}))),
+        (403, server.get("/api/keys")),
+        (403, server.delete(&format!("/api/keys/{}", owner.id))),
+        (403, server.post("/api/agents/register").json(json!({"name": "c"}))),
+        (403, server.post(&agent.path("kill")).json(json!({"reason": "x"}))),
+        (403, server.post(&agent.path("grant")).json(json!({"amount": 1, "reason": "x"}))),
+    ] {
+        let answer = call.key(&key).await;
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
+    let seen = server.get("/api/agents").key(&key).await.list();
+    assert_eq!(seen.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(), [json!(agent.id)]);
+    assert!(
+        server
+            .get("/api/compute-logs")
+            .key(&key)
+            .await
+            .list()
+            .iter()
+            .all(|row| row["agentId"] == agent.id.as_str())
+    );
+}
+
+async fn keys_without_a_key_are_rate_limited(store: Store) {
+    let server = Server::start(store).await;
+    for n in 0..2000 {
+        let answer = server.post("/api/keys/generate").json(json!({"name": n.to_string()})).await;
+        if answer.status == 429 {
+            answer.refused(429, "rate_limited");
+            let wait = answer.header("retry-after").expect("says when to come back");
+            assert!(wait.parse::<u32>().is_ok_and(|secs| secs >= 1), "{wait}");
+            server.key("the operator is not held up").await;
+            return;
+        }
+        answer.ok(201);
+    }
+    panic!("nothing limits the making of keys");
 }

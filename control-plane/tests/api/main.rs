@@ -1,6 +1,9 @@
 //! The control plane held to its contract from the outside, on SQLite and on PostgreSQL: one module per resource,
 //! then what goes across them (access, errors, lists, idempotency, races, replicas) and the session.
 
+#![expect(clippy::disallowed_methods, reason = "a client from outside has its own clock and environment")]
+
+#[expect(dead_code, reason = "shared with the tests of faults, which use the rest of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -26,6 +29,7 @@ mod races;
 mod replicas;
 mod sandboxes;
 mod sanitising;
+mod service_manager;
 mod session;
 mod status;
 mod transactions;

@@ -15,6 +15,7 @@ on_each_store!(
     of_many_same_hashes_at_once_one_is_kept,
     twenty_keys_are_the_limit_under_race_too,
     events_of_two_senders_at_once_count_once,
+    a_storm_of_everything_adds_up,
 );
 
 /// Sends all at the same time; the statuses.
@@ -171,5 +172,64 @@ async fn events_of_two_senders_at_once_count_once(store: Store) {
     assert_eq!(server.all(&agent.key, "/api/compute-logs").await.len(), 200);
     let answer = server.get(&agent.path("")).key(&agent.key).await;
     assert_eq!(answer.source("credits"), "98");
+    server.audit();
+}
+
+async fn a_storm_of_everything_adds_up(store: Store) {
+    let server = Server::start(store).await;
+    storm(&[&server]).await;
+}
+
+/// Everything at once on a few agents, over all servers: nothing fails, nothing is lost.
+pub async fn storm(servers: &[&Server]) {
+    const ROUNDS: usize = 60;
+    let server = servers[0];
+    let key = server.key("k").await;
+    let mut agents = Vec::new();
+    for n in 0..5 {
+        let agent = server.register(&key, &format!("a{n}")).await;
+        server.grant(&agent, "1000").await;
+        agents.push(agent);
+    }
+    let mut calls = Vec::new();
+    for round in 0..ROUNDS {
+        for (n, agent) in agents.iter().enumerate() {
+            let server = servers[(round + n) % servers.len()];
+            let seq = u64::try_from(round * agents.len() + n).expect("small") + 1;
+            let act = json!({"action": "did", "category": "system"});
+            let events = json!({"epoch": format!("e{seq}"), "nextSeq": 3, "events": [
+                {"seq": 1, "id": super::events::id(2 * seq), "action": {"action": "did", "category": "system"}},
+                {"seq": 2, "id": super::events::id(2 * seq + 1), "usage": {"model": "m", "tokensIn": 1, "cost": 0.25}},
+            ]});
+            let command = json!({"kind": "restart_agent"});
+            let again = json!({"name": format!("a{n}")});
+            calls.push(server.post(&agent.path("actions")).key(&key).json(act));
+            calls.push(server.post(&agent.path("events")).key(&key).json(events));
+            calls.push(spend(server, agent, "0.5"));
+            calls.push(match round % 4 {
+                0 => grant(server, agent, "1"),
+                1 => server.post(&agent.path("commands")).key(&key).json(command),
+                2 => server.post("/api/agents/register").key(&key).json(again),
+                _ => server.post(&agent.path("heartbeat")).key(&key),
+            });
+        }
+    }
+    let mut statuses = Vec::new();
+    for part in calls.chunks(100) {
+        statuses.extend(together(part.to_vec()).await);
+    }
+    let refused: Vec<&u16> = statuses.iter().filter(|status| !matches!(status, 200 | 201)).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    let rounds = i64::try_from(ROUNDS).expect("small");
+    for agent in &agents {
+        let answer = server.get(&agent.path("")).key(&key).await;
+        let micros = 1_000_000_000 - rounds * 750_000 + rounds / 4 * 1_000_000;
+        assert_eq!(answer.source("credits"), MicroUsd::from_micros(micros).to_string());
+        let rows = server.all(&key, &agent.path("actions?limit=1000")).await;
+        let did = rows.iter().filter(|row| row["action"] == "did").count();
+        assert_eq!(did, 2 * ROUNDS);
+        let usage = server.all(&key, &format!("/api/compute-logs?limit=1000&agentId={}", agent.id)).await;
+        assert_eq!(usage.len(), 2 * ROUNDS);
+    }
     server.audit();
 }

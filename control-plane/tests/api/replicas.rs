@@ -204,3 +204,30 @@ async fn one_going_down_leaves_the_other_serving() {
     one.as_operator("GET", "/api/keys").await.ok(200);
     two.as_operator("GET", "/api/keys").await.ok(200);
 }
+
+#[tokio::test]
+async fn a_storm_over_both_adds_up() {
+    let (one, two) = pair().await;
+    super::races::storm(&[&one, &two]).await;
+}
+
+#[tokio::test]
+async fn two_patches_at_once_both_hold() {
+    let (one, two) = pair().await;
+    let key = one.key("k").await;
+    let made = one.post("/api/domains").key(&key).json(json!({"name": "a.example"})).await.ok(201);
+    let path = format!("/api/domains/{}", made["id"].as_str().expect("an id"));
+    for round in 0..30 {
+        let renew = json!({"autoRenew": round % 2 == 0});
+        let records = json!([{"type": "TXT", "name": "@", "value": round.to_string(), "ttl": 60}]);
+        let patches = [
+            one.patch(&path).key(&key).json(renew.clone()),
+            two.patch(&path).key(&key).json(json!({"dnsRecords": records})),
+        ];
+        for patch in patches.map(|patch| tokio::spawn(patch.attempt())) {
+            patch.await.expect("no panic").expect("an answer").ok(200);
+        }
+        let shown = one.get(&path).key(&key).await.ok(200);
+        assert_eq!((&shown["autoRenew"], &shown["dnsRecords"]), (&renew["autoRenew"], &records), "round {round}");
+    }
+}

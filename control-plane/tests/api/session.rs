@@ -670,7 +670,7 @@ async fn many_streams_share_a_connection(store: Store) {
     for n in 0..20 {
         let agent = server.register(&key, &format!("a{n}")).await;
         let link =
-            Link::try_open_on(channel.clone(), Some(&key.secret), hello(&agent)).await.expect("let in");
+            Link::try_open_on(channel.clone(), Some(&key.secret), hello(&agent), &[]).await.expect("let in");
         links.push((agent, link));
     }
     for (_, link) in &links {

@@ -1,5 +1,7 @@
 //! What the server says about itself, and the vendors' routes before any vendor is configured.
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
 use serde_json::json;
 
 use crate::support::{Server, Store, on_each_store};
@@ -12,6 +14,7 @@ on_each_store!(
     payments_say_that_they_are_not_configured,
     vendors_say_that_they_are_not_configured,
     the_server_stops_cleanly_and_loses_nothing,
+    rest_is_served_over_http_2_too,
 );
 
 async fn health_and_readiness_are_for_anyone(store: Store) {
@@ -160,4 +163,29 @@ async fn the_server_stops_cleanly_and_loses_nothing(store: Store) {
     let kept = server.look(&agent).await["totalActions"].as_u64().expect("a count");
     assert!(kept >= done, "{kept} of {done} acknowledged");
     assert_eq!(server.all(&agent.key, &agent.path("actions?limit=1000")).await.len() as u64, kept);
+}
+
+async fn rest_is_served_over_http_2_too(store: Store) {
+    let server = Server::start(store).await;
+    let agent = server.agent("a").await;
+    let stream = tokio::net::TcpStream::connect(server.addr).await.expect("it listens");
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.expect("h2");
+    let driver = tokio::spawn(connection);
+    for n in 0..3 {
+        let body = json!({"action": format!("{n}"), "category": "system"}).to_string();
+        let request = http::Request::post(format!("http://{}{}", server.addr, agent.path("actions")))
+            .header("content-type", "application/json")
+            .header("x-api-key", &agent.key.secret)
+            .body(Full::new(Bytes::from(body)))
+            .expect("a request");
+        let response = sender.send_request(request).await.expect("an answer");
+        assert_eq!(response.status(), 201);
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        let row: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(row["action"], n.to_string().as_str());
+    }
+    driver.abort();
+    assert_eq!(server.look(&agent).await["totalActions"], 3);
 }

@@ -46,7 +46,12 @@ struct Ended {
 }
 
 /// Connects, says something, then one more byte every so often until the server closes.
-async fn drip(addr: SocketAddr, first: Vec<u8>, rest: &'static [u8], every: Duration) -> Result<Ended, String> {
+async fn drip(
+    addr: SocketAddr,
+    first: Vec<u8>,
+    rest: &'static [u8],
+    every: Duration,
+) -> Result<Ended, String> {
     let stream = TcpStream::connect(addr).await.map_err(|why| format!("connect: {why}"))?;
     let since = Instant::now();
     let (mut from, mut to) = stream.into_split();
@@ -80,7 +85,8 @@ async fn healthy(server: (SocketAddr, Agent), stop: CancellationToken) -> (usize
     let (addr, agent) = server;
     let (mut requests, mut slowest) = (0, Duration::ZERO);
     while !stop.is_cancelled() {
-        for (path, body) in [("heartbeat", json!({})), ("actions", json!({"action": "as ever", "category": "system"}))]
+        for (path, body) in
+            [("heartbeat", json!({})), ("actions", json!({"action": "as ever", "category": "system"}))]
         {
             let since = Instant::now();
             let call = crate::support::Call::new(addr, "POST", &agent.path(path));
@@ -100,7 +106,9 @@ async fn header_drips_and_slow_bodies_are_closed_in_time_and_disturb_nobody() {
     let wanted = DRIPS + SLOW_BODIES + HALF_HTTP2;
     let drips = DRIPS.min(room.saturating_sub(SLOW_BODIES + HALF_HTTP2));
     if drips < DRIPS {
-        eprintln!("SCALED DOWN: {drips} header drips of {DRIPS}: {room} files of {wanted} may be opened here");
+        eprintln!(
+            "SCALED DOWN: {drips} header drips of {DRIPS}: {room} files of {wanted} may be opened here"
+        );
     }
     let server = Server::start(Store::Sqlite).await;
     let agent = server.agent("healthy").await;

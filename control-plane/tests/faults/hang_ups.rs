@@ -33,12 +33,40 @@ fn request(agent: &Agent, operator: &str, n: u64, chance: &mut StdRng) -> String
     let key = format!("x-api-key: {}", agent.key.secret);
     let operator = format!("authorization: Bearer {operator}");
     let (method, path, who, body) = match chance.random_range(0..10) {
-        0 => ("POST", format!("/api/agents/{id}/actions"), key, r#"{"action": "hung up", "category": "system"}"#.to_owned()),
-        1 => ("POST", "/api/compute-logs".to_owned(), key, format!(r#"{{"model": "hung-up", "cost": 0.01, "agentId": "{id}"}}"#)),
-        2 => ("POST", format!("/api/agents/{id}/grant"), operator, r#"{"amount": 1, "reason": "hung up"}"#.to_owned()),
-        3 => ("POST", "/api/agents/register".to_owned(), key, format!(r#"{{"name": "hung-up-{}", "walletAddress": "0x2a18000000000000000000000000000000000461"}}"#, n % 7)),
+        0 => (
+            "POST",
+            format!("/api/agents/{id}/actions"),
+            key,
+            r#"{"action": "hung up", "category": "system"}"#.to_owned(),
+        ),
+        1 => (
+            "POST",
+            "/api/compute-logs".to_owned(),
+            key,
+            format!(r#"{{"model": "hung-up", "cost": 0.01, "agentId": "{id}"}}"#),
+        ),
+        2 => (
+            "POST",
+            format!("/api/agents/{id}/grant"),
+            operator,
+            r#"{"amount": 1, "reason": "hung up"}"#.to_owned(),
+        ),
+        3 => (
+            "POST",
+            "/api/agents/register".to_owned(),
+            key,
+            format!(
+                r#"{{"name": "hung-up-{}", "walletAddress": "0x2a18000000000000000000000000000000000461"}}"#,
+                n % 7
+            ),
+        ),
         4 => ("POST", "/api/keys/generate".to_owned(), operator, r#"{"name": "hung up"}"#.to_owned()),
-        5 => ("POST", format!("/api/agents/{id}/commands"), operator, r#"{"kind": "set_interval", "args": {"seconds": 60}}"#.to_owned()),
+        5 => (
+            "POST",
+            format!("/api/agents/{id}/commands"),
+            operator,
+            r#"{"kind": "set_interval", "args": {"seconds": 60}}"#.to_owned(),
+        ),
         6 => ("GET", "/api/agents".to_owned(), key, String::new()),
         7 => ("GET", format!("/api/agents/{id}"), key, String::new()),
         8 => ("GET", "/api/compute-logs".to_owned(), key, String::new()),
@@ -139,7 +167,10 @@ async fn on_a_slow_database_every_acknowledged_write_survives() {
     .await;
     server.crash().await;
     let stored = verify_beside_strangers(&server, &clients).await;
-    eprintln!("200 writes acknowledged in {took:?}, {stored} there; {} connections to the database", proxy.accepted());
+    eprintln!(
+        "200 writes acknowledged in {took:?}, {stored} there; {} connections to the database",
+        proxy.accepted()
+    );
     let log = server.log();
     let failures: Vec<&str> = log.lines().filter(|line| line.contains("a request failed")).collect();
     assert_eq!(failures, Vec::<&str>::new(), "no 5xx, not even to those who hung up");

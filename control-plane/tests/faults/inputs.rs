@@ -44,30 +44,70 @@ fn hostile_values() -> Vec<(&'static str, String)> {
 fn fields(agent: &Agent) -> Vec<(String, &'static str, Value, Vec<&'static str>)> {
     let id = &agent.id;
     vec![
-        (agent.path("actions"), "actions", json!({"action": "a", "category": "system"}), vec![
-            "action", "category", "details", "status", "autonomous",
-        ]),
-        ("/api/compute-logs".to_owned(), "usage", json!({"model": "m", "tokensIn": 1, "cost": 1, "agentId": id}), vec![
-            "model", "tokensIn", "tokensOut", "cost", "agentId",
-        ]),
-        ("/api/agents/register".to_owned(), "register", json!({"name": "n"}), vec![
-            "name", "model", "vpsIp", "walletAddress", "walletProof", "heartbeatInterval",
-        ]),
+        (
+            agent.path("actions"),
+            "actions",
+            json!({"action": "a", "category": "system"}),
+            vec!["action", "category", "details", "status", "autonomous"],
+        ),
+        (
+            "/api/compute-logs".to_owned(),
+            "usage",
+            json!({"model": "m", "tokensIn": 1, "cost": 1, "agentId": id}),
+            vec!["model", "tokensIn", "tokensOut", "cost", "agentId"],
+        ),
+        (
+            "/api/agents/register".to_owned(),
+            "register",
+            json!({"name": "n"}),
+            vec!["name", "model", "vpsIp", "walletAddress", "walletProof", "heartbeatInterval"],
+        ),
         (agent.path("grant"), "grant", json!({"amount": 1, "reason": "r"}), vec!["amount", "reason"]),
         (agent.path("commands"), "command", json!({"kind": "restart_agent"}), vec!["kind", "ttlSeconds"]),
-        ("/api/sandboxes".to_owned(), "sandbox", json!({"name": "s"}), vec![
-            "name", "status", "os", "cpu", "memory", "disk", "region", "ipAddress", "ports", "agentId",
-        ]),
-        ("/api/domains".to_owned(), "domain", json!({"name": "example.com"}), vec![
-            "name", "status", "registeredAt", "expiresAt", "dnsRecords", "sandboxId", "agentId", "autoRenew",
-        ]),
-        ("/api/transactions".to_owned(), "transaction", json!({"type": "debit", "amount": 1}), vec![
-            "type", "amount", "currency", "description", "status", "fromAddress", "txHash", "metadata", "agentId",
-        ]),
+        (
+            "/api/sandboxes".to_owned(),
+            "sandbox",
+            json!({"name": "s"}),
+            vec!["name", "status", "os", "cpu", "memory", "disk", "region", "ipAddress", "ports", "agentId"],
+        ),
+        (
+            "/api/domains".to_owned(),
+            "domain",
+            json!({"name": "example.com"}),
+            vec![
+                "name",
+                "status",
+                "registeredAt",
+                "expiresAt",
+                "dnsRecords",
+                "sandboxId",
+                "agentId",
+                "autoRenew",
+            ],
+        ),
+        (
+            "/api/transactions".to_owned(),
+            "transaction",
+            json!({"type": "debit", "amount": 1}),
+            vec![
+                "type",
+                "amount",
+                "currency",
+                "description",
+                "status",
+                "fromAddress",
+                "txHash",
+                "metadata",
+                "agentId",
+            ],
+        ),
         ("/api/keys/generate".to_owned(), "key", json!({"name": "k"}), vec!["name", "ownerWallet"]),
-        (agent.path("events"), "events", json!({"epoch": "e", "nextSeq": 1, "events": []}), vec![
-            "epoch", "nextSeq", "events",
-        ]),
+        (
+            agent.path("events"),
+            "events",
+            json!({"epoch": "e", "nextSeq": 1, "events": []}),
+            vec!["epoch", "nextSeq", "events"],
+        ),
     ]
 }
 
@@ -96,7 +136,9 @@ async fn every_field(server: &Server, agent: &Agent) -> (usize, usize) {
                 match answer.status {
                     400..=499 => refused += 1,
                     // Free text of this length, a map: what fits the field is no harm.
-                    200..=299 if !matches!(what, "NUL" | "1e400" | "-1e400" | "10^400" | "10^100000") => taken += 1,
+                    200..=299 if !matches!(what, "NUL" | "1e400" | "-1e400" | "10^400" | "10^100000") => {
+                        taken += 1
+                    }
                     status => panic!("{status} for {what} in {name} of {kind}: {}", answer.text()),
                 }
                 assert_ne!(answer.status, 422, "{what} in {name} of {kind}");
@@ -143,7 +185,8 @@ async fn whole_bodies(server: &Server, agent: &Agent) {
     }
     let events = vec![b' '; (4 << 20) + 1];
     server.post(&agent.path("events")).key(&agent.key).raw(events).await.refused(413, "payload_too_large");
-    let numbered: Vec<Value> = (1..=20_000).map(|seq| json!({"seq": seq, "id": event_id(seq), "action": 1})).collect();
+    let numbered: Vec<Value> =
+        (1..=20_000).map(|seq| json!({"seq": seq, "id": event_id(seq), "action": 1})).collect();
     let body = json!({"epoch": "e", "nextSeq": 20_001, "events": numbered});
     server.post(&agent.path("events")).key(&agent.key).json(body).await.bad_field("events");
     let kind = server.post(&path).key(&agent.key).header("content-type", "text/xml").bytes(fine);
@@ -176,9 +219,17 @@ async fn heads(server: &Server, agent: &Agent) {
         assert!(text.contains("\"code\":"), "{what}: {text}");
     }
     for path in [
-        "/api/agents/%00", "/api/agents/%ff%fe", "/api/agents?limit=99999999999999999999", "/api/agents?limit=-1",
-        "/api/agents?limit=%00", "/api/agents?cursor=%00%ff", "/api/agents?cursor=AAAA", "/api/agents?status=%00",
-        "/api/compute-logs?agentId=%00", "/api/compute-logs?since=99999999999999", "/api/compute-logs?since=%ff",
+        "/api/agents/%00",
+        "/api/agents/%ff%fe",
+        "/api/agents?limit=99999999999999999999",
+        "/api/agents?limit=-1",
+        "/api/agents?limit=%00",
+        "/api/agents?cursor=%00%ff",
+        "/api/agents?cursor=AAAA",
+        "/api/agents?status=%00",
+        "/api/compute-logs?agentId=%00",
+        "/api/compute-logs?since=99999999999999",
+        "/api/compute-logs?since=%ff",
         "/api/agent-actions?category=a%00b",
     ] {
         let answer = server.get(path).key(&agent.key).await;
@@ -209,7 +260,9 @@ async fn hostile_bodies_are_refused_and_cost_no_memory(store: Store) {
         whole_bodies(&server, &agent).await;
         height = height.max(rss_kb(server.pid()));
     }
-    eprintln!("{store:?}: {refused} refused, {taken} taken each time; RSS {before} kB, at its height {height} kB");
+    eprintln!(
+        "{store:?}: {refused} refused, {taken} taken each time; RSS {before} kB, at its height {height} kB"
+    );
     assert!(height.saturating_sub(before) < MOST_GROWTH_KB, "RSS grew from {before} kB to {height} kB");
     server.act(&agent, "still here").await;
     assert!(!server.log().contains("a request failed"), "no 5xx");
@@ -270,7 +323,8 @@ async fn a_hostile_event_spoils_no_other(store: Store) {
     link.events(events).await;
     link.acked(24).await;
     let actions = server.all(&agent.key, &agent.path("actions?limit=1000")).await;
-    let good = actions.iter().filter(|row| row["action"].as_str().is_some_and(|text| text.starts_with("did ")));
+    let good =
+        actions.iter().filter(|row| row["action"].as_str().is_some_and(|text| text.starts_with("did ")));
     assert_eq!(good.count(), 24 - rejected.len(), "{actions:?}");
     assert_eq!(server.look(&agent).await["credits"], 0);
     server.audit();

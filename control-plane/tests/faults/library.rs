@@ -65,7 +65,8 @@ impl Library {
 
     async fn open(url: String, dir: Arc<TempDir>, database: Database, clock: TestClock) -> Self {
         let data_dir = dir.path().display().to_string();
-        let cli = Cli::try_parse_from(["test", "--data-dir", &data_dir, "--database", &url]).expect("arguments");
+        let cli =
+            Cli::try_parse_from(["test", "--data-dir", &data_dir, "--database", &url]).expect("arguments");
         let settings = cli.options.settings().expect("settings");
         let db = Db::connect(&url).await.expect("it opens");
         migrate::migrate(&db).await.expect("it is brought up to date");

@@ -72,7 +72,8 @@ impl Scene {
     /// How often the log says that it is inactive.
     async fn marks(&self) -> usize {
         let query = Query { limit: 1000, ..Query::default() };
-        let page = activity::actions_of(&self.library.app, &self.owner, self.agent, query).await.expect("a list");
+        let page =
+            activity::actions_of(&self.library.app, &self.owner, self.agent, query).await.expect("a list");
         page.rows.iter().filter(|row| row.action == "agent is inactive").count()
     }
 
@@ -164,14 +165,25 @@ async fn silence_starts_now(server: &Server, agents: &[&Agent]) {
     let since = Instant::now();
     while since.elapsed() < SILENCE - Duration::from_secs(2) {
         for agent in agents {
-            assert!(is_active(server, agent).await, "marked {:?} after the server could hear again", since.elapsed());
+            assert!(
+                is_active(server, agent).await,
+                "marked {:?} after the server could hear again",
+                since.elapsed()
+            );
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     for agent in agents {
-        until_true("its own silence counts", Duration::from_secs(20), async || !is_active(server, agent).await).await;
+        until_true("its own silence counts", Duration::from_secs(20), async || {
+            !is_active(server, agent).await
+        })
+        .await;
         let actions = server.get(&agent.path("actions")).key(&agent.key).await.list();
-        assert_eq!(actions.iter().filter(|row| row["action"] == "agent is inactive").count(), 1, "{actions:?}");
+        assert_eq!(
+            actions.iter().filter(|row| row["action"] == "agent is inactive").count(),
+            1,
+            "{actions:?}"
+        );
     }
 }
 

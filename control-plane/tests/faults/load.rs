@@ -98,7 +98,8 @@ impl Client {
                 .key(&self.agent.key)
                 .json(json!({"action": write.name, "category": "system"})),
             Kind::Usage => {
-                let body = json!({"model": write.name, "tokensIn": 1, "cost": amount, "agentId": self.agent.id});
+                let body =
+                    json!({"model": write.name, "tokensIn": 1, "cost": amount, "agentId": self.agent.id});
                 Call::new(self.addr, "POST", "/api/compute-logs").key(&self.agent.key).json(body)
             }
             Kind::Grant => Call::new(self.addr, "POST", &self.agent.path("grant"))
@@ -170,7 +171,11 @@ fn outcome(write: &Write, answer: Result<Answer, String>) -> Outcome {
         }
         503 => {
             let wait: Option<u64> = answer.header("retry-after").and_then(|text| text.parse().ok());
-            assert!(wait.is_some_and(|secs| secs >= 1), "a 503 tells when to come back: {:?}", answer.headers);
+            assert!(
+                wait.is_some_and(|secs| secs >= 1),
+                "a 503 tells when to come back: {:?}",
+                answer.headers
+            );
             Outcome::Refused
         }
         status => panic!("{status} for {write:?}: {}", answer.text()),

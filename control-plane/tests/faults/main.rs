@@ -14,6 +14,7 @@
 //! and the test says so.
 
 #[expect(dead_code, reason = "shared with the tests of the contract, which use all of it")]
+#[expect(clippy::disallowed_methods, reason = "a client from outside has its own clock and environment")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -40,15 +41,14 @@ use rand::rngs::StdRng;
 
 /// A number from the environment.
 fn setting(name: &str, otherwise: u64) -> u64 {
-    std::env::var_os(name)
-        .and_then(|text| text.to_str()?.parse().ok())
-        .unwrap_or(otherwise)
+    std::env::var_os(name).and_then(|text| text.to_str()?.parse().ok()).unwrap_or(otherwise)
 }
 
 /// Chance for a test; its seed is told, and shown when the test fails.
 fn chance() -> StdRng {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let seed = setting("OTONIX_FAULT_SEED", rand::random::<u32>().into()) + NEXT.fetch_add(1, Ordering::Relaxed);
+    let seed =
+        setting("OTONIX_FAULT_SEED", rand::random::<u32>().into()) + NEXT.fetch_add(1, Ordering::Relaxed);
     eprintln!("OTONIX_FAULT_SEED={seed}");
     StdRng::seed_from_u64(seed)
 }

@@ -79,7 +79,8 @@ async fn more_requests_than_fit_are_refused_and_heartbeats_go_on() {
     server.beat(&agent).await;
     server.beat(&other).await;
     let stop = CancellationToken::new();
-    let beating = tokio::spawn(beats_go_on(server.post(&other.path("heartbeat")), other.clone(), stop.clone()));
+    let beating =
+        tokio::spawn(beats_go_on(server.post(&other.path("heartbeat")), other.clone(), stop.clone()));
     proxy.stall();
     let bursts: Vec<_> =
         (0..CONNECTIONS).map(|n| tokio::spawn(burst(server.addr, agent.clone(), n))).collect();
@@ -98,7 +99,10 @@ async fn more_requests_than_fit_are_refused_and_heartbeats_go_on() {
                 Ok((503, wait, body)) => {
                     assert!(wait.and_then(|wait| wait.parse::<u64>().ok()).is_some_and(|secs| secs >= 1));
                     let problem: Value = serde_json::from_slice(&body).expect("a problem");
-                    assert!(problem["code"].is_string() && problem["error"] == problem["detail"], "{problem}");
+                    assert!(
+                        problem["code"].is_string() && problem["error"] == problem["detail"],
+                        "{problem}"
+                    );
                     refused += 1;
                 }
                 Ok((status, _, body)) => panic!("{status}: {}", String::from_utf8_lossy(&body)),

@@ -24,7 +24,9 @@ const RECOVERY: Duration = Duration::from_secs(8);
 /// A PostgreSQL of this program's own: `TEST_DATABASE_URL` may name one that no proxy can stand before.
 pub async fn own_cluster() -> &'static Cluster {
     static OWN: OnceLock<Cluster> = OnceLock::new();
-    tokio::task::spawn_blocking(|| OWN.get_or_init(|| Cluster::start(Durability::None))).await.expect("it starts")
+    tokio::task::spawn_blocking(|| OWN.get_or_init(|| Cluster::start(Durability::None)))
+        .await
+        .expect("it starts")
 }
 
 /// Connects beside the server.
@@ -147,12 +149,14 @@ async fn postgres_killed_cut_and_reset_under_load() {
         streamers.push(Streamer::new(&server, &agent, StdRng::seed_from_u64(chance.random())));
     }
     let stop = CancellationToken::new();
-    let beating = tokio::spawn(beats_go_on(server.post(&quiet.path("heartbeat")), quiet.clone(), stop.clone()));
+    let beating =
+        tokio::spawn(beats_go_on(server.post(&quiet.path("heartbeat")), quiet.clone(), stop.clone()));
     let read = server.get(&quiet.path("")).key(&key);
     let reading = tokio::spawn(reads_are_right_or_refused(read, "12.345678".to_owned(), stop.clone()));
     let writing: Vec<_> =
         clients.into_iter().map(|client| tokio::spawn(client.until_stopped(stop.clone()))).collect();
-    let sending: Vec<_> = streamers.into_iter().map(|one| tokio::spawn(one.until_stopped(stop.clone()))).collect();
+    let sending: Vec<_> =
+        streamers.into_iter().map(|one| tokio::spawn(one.until_stopped(stop.clone()))).collect();
 
     let faults = [Fault::Kill, Fault::Reset, Fault::Refuse, Fault::Quit];
     for round in 0..usize::try_from(setting("OTONIX_FAULT_ROUNDS", 4)).expect("small") {
@@ -215,16 +219,19 @@ async fn a_database_that_says_nothing_holds_up_no_heartbeat_and_loses_nothing() 
     server.beat(&agent).await;
     let (link, _) = Link::open(&server, &agent, hello(&agent)).await;
     let stop = CancellationToken::new();
-    let beating = tokio::spawn(beats_go_on(server.post(&agent.path("heartbeat")), agent.clone(), stop.clone()));
+    let beating =
+        tokio::spawn(beats_go_on(server.post(&agent.path("heartbeat")), agent.clone(), stop.clone()));
     tokio::time::sleep(Duration::from_millis(300)).await;
     proxy.stall();
     let mut client = Client::new(&server, &writing, "c", chance());
-    let writes: Vec<_> = (0..50).map(|_| {
-        let write = client.next();
-        let call = client.call(&write);
-        client.writes.push(write);
-        tokio::spawn(call.attempt())
-    }).collect();
+    let writes: Vec<_> = (0..50)
+        .map(|_| {
+            let write = client.next();
+            let call = client.call(&write);
+            client.writes.push(write);
+            tokio::spawn(call.attempt())
+        })
+        .collect();
     tokio::time::sleep(Duration::from_secs(3)).await;
     link.beat().await;
     proxy.clear();

@@ -112,7 +112,11 @@ async fn a_reservation_ends_once_however_often_it_is_ended(store: Store) {
             assert!(matches!(end(&library.app, agent, id, how).await, Err(Error::NotFound { .. })));
         }
         let left = usdc(10 - settled);
-        assert_eq!(shown(&library, agent).await.credits.micros(), left, "{settled} settled, {released} released");
+        assert_eq!(
+            shown(&library, agent).await.credits.micros(),
+            left,
+            "{settled} settled, {released} released"
+        );
         let books = library.books().await;
         let of = |name: &str| books.accounts.iter().find(|(n, _)| n == name).map_or(0, |(_, b)| b.micros());
         assert_eq!((of("purchases"), of("reserved")), (usdc(settled), 0));
@@ -137,7 +141,8 @@ async fn fifty_logs_of_one_dollar_on_ten_end_at_minus_forty(store: Store) {
     assert_eq!(answer.json()["survivalTier"], "terminated");
     assert_eq!(server.all(&agent.key, "/api/compute-logs").await.len(), 50);
     let actions = server.all(&agent.key, &agent.path("actions")).await;
-    let told = actions.iter().filter(|row| row["action"].as_str().is_some_and(|text| text.contains("terminated")));
+    let told =
+        actions.iter().filter(|row| row["action"].as_str().is_some_and(|text| text.contains("terminated")));
     assert_eq!(told.count(), 1, "terminated once: {actions:?}");
     server.audit();
 }
@@ -160,7 +165,9 @@ enum Step {
 /// Amounts around the boundaries of the tiers, and anything else.
 fn micros() -> impl Strategy<Value = i64> {
     prop_oneof![
-        proptest::sample::select(vec![1, 999_999, 1_000_000, 9_000_000, 10_000_000, 40_000_000, 50_000_000, 50_000_001]),
+        proptest::sample::select(vec![
+            1, 999_999, 1_000_000, 9_000_000, 10_000_000, 40_000_000, 50_000_000, 50_000_001
+        ]),
         1_i64..60_000_000,
     ]
 }

@@ -71,7 +71,10 @@ async fn a_revocation_on_one_ends_streams_and_calls_on_the_other_within_a_second
         slowest_call = slowest_call.max(since.elapsed());
         for end in ends {
             let (after, reasons) = end.await.expect("no panic");
-            assert!(reasons.iter().any(|reason| reason == "revoked" || reason == "unauthenticated"), "{reasons:?}");
+            assert!(
+                reasons.iter().any(|reason| reason == "revoked" || reason == "unauthenticated"),
+                "{reasons:?}"
+            );
             assert!(after < SECOND, "{after:?}");
             slowest_stream = slowest_stream.max(after);
         }
@@ -134,7 +137,13 @@ async fn commands_and_grants_made_at_one_reach_the_stream_on_the_other() {
         let since = Instant::now();
         let standing = link.standing(|standing| standing.credits_micro == round * 7_000_000).await;
         slowest_standing = slowest_standing.max(since.elapsed());
-        let tier = if round * 7 > 50 { "full" } else if round * 7 >= 10 { "conservation" } else { "critical" };
+        let tier = if round * 7 > 50 {
+            "full"
+        } else if round * 7 >= 10 {
+            "conservation"
+        } else {
+            "critical"
+        };
         assert_eq!((standing.tier.as_str(), standing.funded), (tier, true));
     }
     eprintln!("commands within {slowest_command:?}, standings within {slowest_standing:?}");
@@ -156,7 +165,11 @@ async fn one_idempotency_key_at_both_at_once_executes_once() {
                 server.post("/api/compute-logs").key(key).once(&name).json(usage.clone()),
                 server.post(&agent.path("actions")).key(key).once(&name).json(act.clone()),
                 grant.once(&name).json(json!({"amount": 2, "reason": "once"})),
-                server.post(&agent.path("commands")).key(key).once(&name).json(json!({"kind": "restart_agent"})),
+                server
+                    .post(&agent.path("commands"))
+                    .key(key)
+                    .once(&name)
+                    .json(json!({"kind": "restart_agent"})),
                 server.as_operator("POST", "/api/keys/generate").once(&name).json(json!({"name": name})),
             ]
         };
@@ -184,7 +197,10 @@ async fn one_idempotency_key_at_both_at_once_executes_once() {
     stored.check_books();
     assert_eq!(two.all(key, &agent.path("commands")).await.len(), 20);
     let keys = two.as_operator("GET", "/api/keys?limit=1000").await.list();
-    assert_eq!(keys.iter().filter(|row| row["name"].as_str().is_some_and(|name| name.starts_with("round-"))).count(), 20);
+    assert_eq!(
+        keys.iter().filter(|row| row["name"].as_str().is_some_and(|name| name.starts_with("round-"))).count(),
+        20
+    );
     one.audit();
 }
 
@@ -324,7 +340,10 @@ async fn all_kinds_of_writes_at_both_meet_without_a_failure() {
         tokio::join!(here.end(&victim), there.end(&victim));
         let orphan = here.register(&passing, "orphan").await;
         here.beat(&orphan).await;
-        tokio::join!(there.revoke(&passing), here.sql("UPDATE agents SET status = 'inactive' WHERE status = 'active'"));
+        tokio::join!(
+            there.revoke(&passing),
+            here.sql("UPDATE agents SET status = 'inactive' WHERE status = 'active'")
+        );
     }
     stop.cancel();
     let mut done = Vec::new();
@@ -346,11 +365,14 @@ async fn all_kinds_of_writes_at_both_meet_without_a_failure() {
         events += streamer.acked;
     }
     let refused: usize = done.iter().map(|client| client.refused).sum();
-    let deadlocks: i64 = sqlx::query_scalar("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        .fetch_one(&mut beside(&database).await)
-        .await
-        .expect("it counts");
-    eprintln!("{round} rounds beside {there} writes and {events} events; {refused} refused, {deadlocks} deadlocks");
+    let deadlocks: i64 =
+        sqlx::query_scalar("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+            .fetch_one(&mut beside(&database).await)
+            .await
+            .expect("it counts");
+    eprintln!(
+        "{round} rounds beside {there} writes and {events} events; {refused} refused, {deadlocks} deadlocks"
+    );
     assert_eq!(refused, 0, "no 503 while the database is there");
     assert_eq!(deadlocks, 0);
 }
@@ -393,7 +415,10 @@ async fn the_lease_of_a_killed_replica_is_taken_over() {
     assert_eq!(holder(&mut watch).await, Some(first), "it keeps it");
     one.kill();
     let since = Instant::now();
-    until_true("the other takes it", Duration::from_secs(25), async || holder(&mut watch).await != Some(first)).await;
+    until_true("the other takes it", Duration::from_secs(25), async || {
+        holder(&mut watch).await != Some(first)
+    })
+    .await;
     let taken = since.elapsed();
     until_inactive(&two, &silent, Duration::from_secs(40)).await;
     eprintln!("taken over after {taken:?}, marked after {:?}", since.elapsed());
@@ -422,7 +447,10 @@ async fn a_replica_that_slept_through_its_lease_marks_nobody() {
     };
     one.signal(Signal::STOP);
     let since = Instant::now();
-    until_true("the other takes it", Duration::from_secs(25), async || holder(&mut watch).await != Some(first)).await;
+    until_true("the other takes it", Duration::from_secs(25), async || {
+        holder(&mut watch).await != Some(first)
+    })
+    .await;
     until_inactive(&two, &silent, Duration::from_secs(40)).await;
     eprintln!("marked after {:?}", since.elapsed());
     one.signal(Signal::CONT);
@@ -430,7 +458,10 @@ async fn a_replica_that_slept_through_its_lease_marks_nobody() {
     link.beat().await;
     link.event(action(1)).await;
     let next = link.next().await;
-    assert!(matches!(next, Some(Ok(down::Msg::Ack(_) | down::Msg::GoAway(_) | down::Msg::Standing(_))) | None), "{next:?}");
+    assert!(
+        matches!(next, Some(Ok(down::Msg::Ack(_) | down::Msg::GoAway(_) | down::Msg::Standing(_))) | None),
+        "{next:?}"
+    );
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(marked(&two, &silent).await, 1, "once");
     assert_ne!(holder(&mut watch).await, Some(first));

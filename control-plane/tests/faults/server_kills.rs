@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use rand::{Rng as _, SeedableRng as _};
 use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 
 use super::load::{self, Client};
 use super::streams::Streamer;
@@ -52,7 +52,9 @@ async fn killed_at_any_moment_nothing_acknowledged_is_lost_or_doubled(store: Sto
         }
         let acknowledged: usize = clients.iter().map(Client::acknowledged).sum();
         let acked: u64 = streamers.iter().map(|streamer| streamer.acked).sum();
-        eprintln!("{store:?} round {round}: {acknowledged} writes acknowledged, {there} there, {acked} events");
+        eprintln!(
+            "{store:?} round {round}: {acknowledged} writes acknowledged, {there} there, {acked} events"
+        );
     }
     for streamer in &mut streamers {
         streamer.settle().await;

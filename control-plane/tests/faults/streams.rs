@@ -69,7 +69,7 @@ impl Streamer {
         let channel = endpoint.connect().await.map_err(|_| End::Lost)?;
         let last_event_id = if self.sent == 0 { String::new() } else { event_id(self.sent) };
         let first = Hello { next_seq: self.sent + 1, last_event_id, ..hello(&self.agent) };
-        let link = Link::try_open_on(channel, Some(&self.agent.key.secret), first).await;
+        let link = Link::try_open_on(channel, Some(&self.agent.key.secret), first, &[]).await;
         let mut link = link.map_err(|status| match status.code() {
             // Where the key is not known yet it is looked up in the database, which may be away.
             tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => End::Lost,

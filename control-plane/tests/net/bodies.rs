@@ -77,16 +77,38 @@ async fn an_answer_before_the_body_was_read_arrives_and_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn an_unread_body_that_is_there_costs_nothing() {
-    let site = site(Limits::default());
-    let mut client = site.connect().await;
-    for gap in [0, 150, 0] {
-        client.send(b"POST /refuse HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody").await;
-        assert_eq!(client.answer().await.expect("an answer").status, 401);
-        sleep(ms(gap)).await;
-        client.send(GET_HELLO).await;
-        assert_eq!(client.answer().await.expect("an answer").body, b"hello");
+async fn a_small_unread_body_does_not_cost_the_connection() {
+    // Nothing but rest lasts longer than this header time.
+    let site = site(Limits { header_time: ms(200), ..Limits::default() });
+    for request in [
+        "POST /refuse HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody",
+        "POST /refuse HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+    ] {
+        let mut client = site.connect().await;
+        for gap in [0, 0, 600, 0, 600] {
+            client.send(request.as_bytes()).await;
+            assert_eq!(client.answer().await.expect("an answer").status, 401);
+            sleep(ms(gap)).await;
+            client.send(GET_HELLO).await;
+            assert_eq!(client.answer().await.expect("an answer").body, b"hello");
+        }
     }
+}
+
+#[tokio::test]
+async fn an_unread_body_that_is_not_there_does_not_delay_the_answer() {
+    let site = site(Limits::default());
+    for header in
+        ["content-length: 100", "content-length: 100\r\nexpect: 100-continue", "transfer-encoding: chunked"]
+    {
+        let mut client = site.connect().await;
+        let began = Instant::now();
+        client.send(format!("POST /refuse HTTP/1.1\r\nhost: a\r\n{header}\r\n\r\n").as_bytes()).await;
+        assert_eq!(client.answer().await.expect("an answer").status, 401);
+        assert!(began.elapsed() < ms(500), "{:?}", began.elapsed());
+        drop(client);
+    }
+    assert!(site.all_closed().await);
 }
 
 #[tokio::test]

@@ -89,19 +89,40 @@ impl Link {
     /// # Errors
     /// When the server refuses it.
     pub async fn try_open(server: &Server, key: Option<&str>, hello: Hello) -> Result<Self, Status> {
-        Self::try_open_on(channel(server).await, key, hello).await
+        Self::try_open_on(channel(server).await, key, hello, &[]).await
+    }
+
+    /// The same with metadata more.
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub async fn try_open_with(
+        server: &Server,
+        key: Option<&str>,
+        hello: Hello,
+        metadata: &[(&'static str, &'static str)],
+    ) -> Result<Self, Status> {
+        Self::try_open_on(channel(server).await, key, hello, metadata).await
     }
 
     /// The same over a connection that is there already.
     ///
     /// # Errors
     /// When the server refuses it.
-    pub async fn try_open_on(channel: Channel, key: Option<&str>, hello: Hello) -> Result<Self, Status> {
+    pub async fn try_open_on(
+        channel: Channel,
+        key: Option<&str>,
+        hello: Hello,
+        metadata: &[(&'static str, &'static str)],
+    ) -> Result<Self, Status> {
         let (up, frames) = mpsc::channel(64);
         up.send(Up { msg: Some(up::Msg::Hello(hello)) }).await.expect("we hold the other end");
         let mut request = Request::new(ReceiverStream::new(frames));
         if let Some(key) = key {
             request.metadata_mut().insert("x-api-key", key.parse().expect("readable"));
+        }
+        for (name, value) in metadata {
+            request.metadata_mut().insert(*name, value.parse().expect("readable"));
         }
         let mut client = AgentLinkClient::new(channel);
         let answer = tokio::time::timeout(PATIENCE, client.session(request));

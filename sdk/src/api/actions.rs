@@ -10,7 +10,7 @@ use crate::ids::{AgentId, EventId};
 #[serde(rename_all = "camelCase")]
 pub struct LogAction {
     pub action: String,
-    /// A slug of 1-64 characters; the seed's are system, compute, domain, payment.
+    /// A slug of 1-64 characters; the API's own are system, compute, domain, payment.
     pub category: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<String>,

@@ -23,8 +23,6 @@ pub mod spool;
 pub mod standing;
 mod writer;
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use crate::api::local::SpoolStatus;
@@ -33,29 +31,7 @@ use crate::limits::Invalid;
 
 pub use self::core::Tuning;
 pub use self::standing::LocalStanding;
-
-/// A text that is never shown: an API key.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides a text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text, for the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
+pub use crate::secret::Secret;
 
 /// How the server is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn the_more_frequent_beat_wins() {
         let (_dir, keeper) = keeper();
-        keeper.heard(said(60), None, NOW, 0);
+        keeper.heard(said(60), None, NOW);
         keeper.limit_interval(Some(20));
         assert_eq!(keeper.current().heartbeat_interval, 20);
         keeper.limit_interval(Some(600));
