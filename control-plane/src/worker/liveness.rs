@@ -3,6 +3,8 @@
 //! Silence counts only while the server could hear: from its start, from the return of the database, and from a jump
 //! of the clock on. A pass looks at a bounded number of agents and the next one goes on where it stopped.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use otonix_sdk::standing::AgentStatus;
 use uuid::Uuid;
@@ -21,6 +23,8 @@ const PAGES: usize = 4;
 const MISSED: i64 = 3;
 /// A clock that moves this much against the steady one was set.
 const MAX_JUMP_SECS: f64 = 5.0;
+/// Passes come every few seconds; after such a pause the process or its database stood still, and nothing was heard.
+const MAX_PAUSE: Duration = Duration::from_secs(8);
 
 /// The sweep, and what it knows of the clock.
 #[derive(Debug, Default)]
@@ -35,13 +39,17 @@ impl Liveness {
     /// # Errors
     /// 503 without database.
     pub async fn run_once(&mut self, app: &App) -> Result<(), Error> {
-        let Some(held) = hold(app, "liveness").await? else { return Ok(()) };
+        let held = hold(app, "liveness").await?;
         let now = app.clock.now();
         if self.clock.is_some_and(|clock| clock.jump_secs(now) > MAX_JUMP_SECS) {
             tracing::warn!("the clock jumped; silence is counted anew");
             app.shared.hear_from_now();
+        } else if self.clock.is_some_and(|clock| clock.passed() > MAX_PAUSE) {
+            tracing::warn!("the server or its database stood still; silence is counted anew");
+            app.shared.hear_from_now();
         }
         self.clock = Some(ClockPair::read(now));
+        let Some(held) = held else { return Ok(()) };
         self.sweep(app, held, now).await
     }
 
