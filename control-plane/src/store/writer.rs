@@ -8,6 +8,7 @@ use std::any::Any;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -230,6 +231,7 @@ impl Writer {
     ) -> Self {
         // Replicas rarely share a shard, so they rarely wait for each other's system accounts.
         let first_shard = if db.is_postgres() { rand::rng().random_range(0..SHARDS) * SHARD_STEP } else { 0 };
+        let up = Arc::new(AtomicBool::new(true));
         let spawn = |lane: usize| {
             let (send, receive) = mpsc::channel(QUEUE);
             let lane = Lane {
@@ -240,7 +242,7 @@ impl Writer {
                 shard: first_shard + i64::try_from(lane).unwrap_or(0),
                 receive,
                 conn: None,
-                up: true,
+                up: Arc::clone(&up),
             };
             tracker.spawn(lane.run());
             send
@@ -371,7 +373,8 @@ struct Lane {
     shard: i64,
     receive: mpsc::Receiver<Item>,
     conn: Option<Conn>,
-    up: bool,
+    /// Whether the last transaction of any lane found the database.
+    up: Arc<AtomicBool>,
 }
 
 impl Lane {
@@ -535,8 +538,7 @@ impl Lane {
     }
 
     fn told(&mut self, up: bool) {
-        if self.up != up {
-            self.up = up;
+        if self.up.swap(up, Ordering::Relaxed) != up {
             self.hook.database(up);
         }
     }
