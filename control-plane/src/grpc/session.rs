@@ -2,6 +2,7 @@
 //!
 //! The whole session is the stream that answers it: when its client does not read, nothing more is taken from it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use futures_util::{FutureExt as _, Stream};
 use otonix_proto::v1 as pb;
 use otonix_sdk::api::events::Standing;
 use otonix_sdk::convert;
+use otonix_sdk::ids::CommandId;
 use otonix_sdk::limits::MAX_EVENTS;
 use rand::Rng as _;
 use tokio::time::{Instant, timeout};
@@ -87,6 +89,8 @@ struct Session {
     told_at: Instant,
     /// When a balance that was held back is told.
     tell_at: Option<Instant>,
+    /// Open commands that this session has brought.
+    sent: HashSet<CommandId>,
 }
 
 /// Serves one session.
@@ -199,7 +203,9 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
     messages.extend(
         done.commands.iter().map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))),
     );
-    let session = Session { opening, epoch: hello.epoch, slot, told, told_at: Instant::now(), tell_at: None };
+    let sent = done.commands.iter().map(|command| command.id).collect();
+    let epoch = hello.epoch;
+    let session = Session { opening, epoch, slot, told, told_at: Instant::now(), tell_at: None, sent };
     Ok((session, messages))
 }
 
@@ -221,9 +227,13 @@ impl Session {
         }
         if woken.commands {
             match commands::deliver(&self.opening.app, self.opening.agent).await {
-                Ok(open) => out.extend(
-                    open.iter().map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))),
-                ),
+                Ok(open) => {
+                    let new = open.iter().filter(|command| !self.sent.contains(&command.id));
+                    out.extend(
+                        new.map(|command| down(pb::down::Msg::Command(convert::command_to_pb(command)))),
+                    );
+                    self.sent = open.iter().map(|command| command.id).collect();
+                }
                 // They stay queued: the next wake-up or session brings them.
                 Err(error) => tracing::debug!(%error, "commands could not be read"),
             }

@@ -10,8 +10,8 @@ use otonix_control_plane::auth::{Caller, Mode, Principal, hash_secret};
 use otonix_control_plane::config::Cli;
 use otonix_control_plane::service::{activity, agents, keys};
 use otonix_control_plane::store::audit::{self, Books};
-use otonix_control_plane::store::writer::Written;
-use otonix_control_plane::store::{Db, migrate};
+use otonix_control_plane::store::writer::{Target, Written};
+use otonix_control_plane::store::{Db, leases, migrate};
 use otonix_control_plane::worker::beats;
 use otonix_sdk::api::agents::{Grant, HeartbeatAck, RegisterAgent};
 use otonix_sdk::api::keys::GenerateKey;
@@ -61,6 +61,16 @@ impl Library {
     /// Another on the same database: a replica, or the same server after a stop.
     pub async fn again(&self) -> Self {
         Self::open(self.url.clone(), Arc::clone(&self.dir), self.database.clone(), self.clock.clone()).await
+    }
+
+    /// Gives back what a replica holds, as at a clean stop.
+    pub async fn stop(&self) {
+        let replica = self.app.replica;
+        let released = self
+            .app
+            .writer
+            .apply(Target::Alone, move |tx| Box::pin(async move { Ok(leases::release(tx, replica).await?) }));
+        released.await.expect("released");
     }
 
     async fn open(url: String, dir: Arc<TempDir>, database: Database, clock: TestClock) -> Self {

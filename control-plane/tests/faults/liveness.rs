@@ -79,6 +79,7 @@ impl Scene {
 
     /// The server stops and starts again: nothing of its memory is left.
     async fn restart(&mut self) {
+        self.library.stop().await;
         self.library = self.library.again().await;
         self.liveness = Liveness::default();
     }
