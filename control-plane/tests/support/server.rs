@@ -300,6 +300,7 @@ impl Server {
         let said =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "audit: {said}");
+        assert!(said.contains("sum 0 USDC"), "audit: {said}");
     }
 
     /// Runs a statement on the database, beside the server: for what no route can bring about yet.
