@@ -67,9 +67,7 @@ pub async fn generate(
     };
     let limited = made_by.is_some();
     let new_owner = joins.is_none();
-    app.writer
-        .run(Target::Alone, idem, move |tx| Box::pin(insert(tx, row, secret, new_owner, limited)))
-        .await
+    app.writer.run(Target::Alone, idem, move |tx| Box::pin(insert(tx, row, secret, new_owner, limited))).await
 }
 
 async fn insert(

@@ -483,7 +483,8 @@ impl Lane {
         for part in &mut parts {
             let mut stored = self.attempt(std::slice::from_mut(part), &mut []).await;
             // An outage or a race says nothing about the event.
-            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_) | StoreError::LostRace)) {
+            if matches!(&stored, Err(error) if !matches!(error, StoreError::Unavailable(_) | StoreError::LostRace))
+            {
                 part.reject();
                 stored = self.attempt(std::slice::from_mut(part), &mut []).await;
             }

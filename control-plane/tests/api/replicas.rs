@@ -228,6 +228,10 @@ async fn two_patches_at_once_both_hold() {
             patch.await.expect("no panic").expect("an answer").ok(200);
         }
         let shown = one.get(&path).key(&key).await.ok(200);
-        assert_eq!((&shown["autoRenew"], &shown["dnsRecords"]), (&renew["autoRenew"], &records), "round {round}");
+        assert_eq!(
+            (&shown["autoRenew"], &shown["dnsRecords"]),
+            (&renew["autoRenew"], &records),
+            "round {round}"
+        );
     }
 }
