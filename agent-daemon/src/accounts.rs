@@ -27,9 +27,8 @@ pub fn account(user: &str) -> Result<Account, String> {
 
 fn find(user: &str, passwd: &str, group: &str) -> Option<Account> {
     let lines = || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let listed = lines().find(|fields| {
-        fields.len() >= 6 && (fields.first() == Some(&user) || fields.get(2) == Some(&user))
-    });
+    let listed = lines()
+        .find(|fields| fields.len() >= 6 && (fields.first() == Some(&user) || fields.get(2) == Some(&user)));
     if let Some(fields) = listed {
         let name = *fields.first()?;
         return Some(Account {
@@ -40,12 +39,7 @@ fn find(user: &str, passwd: &str, group: &str) -> Option<Account> {
         });
     }
     let (uid, gid) = user.split_once(':').unwrap_or((user, user));
-    Some(Account {
-        uid: uid.parse().ok()?,
-        gid: gid.parse().ok()?,
-        groups: Vec::new(),
-        home: "/".to_owned(),
-    })
+    Some(Account { uid: uid.parse().ok()?, gid: gid.parse().ok()?, groups: Vec::new(), home: "/".to_owned() })
 }
 
 fn groups_of(name: &str, group: &str) -> Vec<u32> {

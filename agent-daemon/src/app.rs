@@ -30,7 +30,7 @@ const LOCK: &str = "daemon.lock";
 /// How long the agent's process may take to end when the daemon stops, whatever is configured.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// How long the last events may take to be sent when the daemon stops.
-const FLUSH: Duration = Duration::from_secs(4);
+const FLUSH: Duration = Duration::from_millis(2500);
 /// The programs that the agent's process finds without more configuration.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How often machine and link are looked at for heartbeat and status line.
@@ -100,11 +100,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         });
     }
-    let supervisor = supervisor.map(|supervisor| tokio::spawn(supervisor.run()));
+    let mut supervisor = supervisor.map(|supervisor| tokio::spawn(supervisor.run()));
     systemd::ready();
     tracing::info!(agent.id = %shared.agent.id(), socket = %socket.display(), "running");
 
-    let outcome = watch_over(&shared, &mut parts, &mut signals).await;
+    let outcome = watch_over(&shared, &mut parts, &mut supervisor, &mut signals).await;
     systemd::stopping();
     stop(&shared, supervisor, &cancel, &mut signals).await;
     outcome
@@ -112,7 +112,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Shared, Option<Supervisor>)> {
     let Options { state_dir, config, api_key, variables } = options;
-    let Some(agent_id) = config.agent.id else { bail!("the agent is not registered; run `otonix-agent init`") };
+    let Some(agent_id) = config.agent.id else {
+        bail!("the agent is not registered; run `otonix-agent init`")
+    };
     if let Err(error) = rustix::process::set_child_subreaper(Pid::from_raw(1)) {
         tracing::warn!(%error, "orphans of the agent's process will not be found");
     }
@@ -151,7 +153,8 @@ fn account_of(config: &Config) -> anyhow::Result<Option<Account>> {
 }
 
 fn link_config(config: &Config, agent_id: AgentId, api_key: &Secret, state_dir: &Path) -> AgentConfig {
-    let mut link = AgentConfig::new(&*config.link.server, LinkSecret::new(api_key.expose()), agent_id, state_dir);
+    let mut link =
+        AgentConfig::new(&*config.link.server, LinkSecret::new(api_key.expose()), agent_id, state_dir);
     link.name.clone_from(&config.agent.name);
     link.wallet_address.clone_from(&config.agent.wallet_address);
     link.spool_max_bytes = config.link.spool_max_bytes;
@@ -181,7 +184,8 @@ fn launch(config: &Config, state_dir: &Path, account: Option<Account>) -> anyhow
         dir: agent.dir.clone(),
         account,
         stop_grace: Duration::from_secs(agent.stop_grace),
-        progress_timeout: Some(Duration::from_secs(agent.progress_timeout)).filter(|timeout| !timeout.is_zero()),
+        progress_timeout: Some(Duration::from_secs(agent.progress_timeout))
+            .filter(|timeout| !timeout.is_zero()),
         restart: agent.restart,
         output,
         record: state_dir.join(PROCESS_RECORD),
@@ -254,7 +258,12 @@ enum Heard {
 }
 
 /// The main loop: until a signal asks to stop, or a part has died.
-async fn watch_over(shared: &Shared, parts: &mut JoinSet<()>, signals: &mut Signals) -> anyhow::Result<()> {
+async fn watch_over(
+    shared: &Shared,
+    parts: &mut JoinSet<()>,
+    supervisor: &mut Option<JoinHandle<()>>,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(LOOK));
     let mut look = tokio::time::interval(LOOK);
     for timer in [&mut watchdog, &mut look] {
@@ -277,9 +286,21 @@ async fn watch_over(shared: &Shared, parts: &mut JoinSet<()>, signals: &mut Sign
                 ended.context("a part of the daemon has died")?;
                 bail!("a part of the daemon has ended");
             }
+            _ = ended(supervisor) => {
+                *supervisor = None;
+                bail!("the supervisor has died");
+            }
         }
     }
     Ok(())
+}
+
+async fn ended(supervisor: &mut Option<JoinHandle<()>>) {
+    match supervisor {
+        // Its outcome is a panic, which was logged.
+        Some(supervisor) => drop(supervisor.await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Tells the next heartbeats and the service manager how things are.
@@ -297,7 +318,8 @@ fn reap_orphans(shared: &Shared) {
     let Ok(mine) = i32::try_from(std::process::id()) else { return };
     let supervised = shared.process.borrow().pid;
     for process in process_tree::all() {
-        let orphan = process.parent == mine && process.zombie && u32::try_from(process.pid).ok() != supervised;
+        let orphan =
+            process.parent == mine && process.zombie && u32::try_from(process.pid).ok() != supervised;
         if orphan && let Some(pid) = Pid::from_raw(process.pid) {
             // Gone already is fine.
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);

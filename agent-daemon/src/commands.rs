@@ -143,7 +143,8 @@ fn set_interval(shared: &Shared, args: &Map<String, Value>) -> Result<String, St
 }
 
 fn set_model(shared: &Shared, args: &Map<String, Value>) -> Result<String, String> {
-    let model = args.get("model").and_then(Value::as_str).ok_or_else(|| "`model` must be a text".to_owned())?;
+    let model =
+        args.get("model").and_then(Value::as_str).ok_or_else(|| "`model` must be a text".to_owned())?;
     limits::check_name("model", model, limits::MODEL).map_err(|error| error.to_string())?;
     set(shared, |settings| settings.model = Some(model.to_owned()))?;
     Ok(format!("the model is {model}"))

@@ -101,8 +101,7 @@ mod tests {
     fn a_name_with_parentheses_does_not_confuse() {
         let stat = "42 (a) b (c) S 7 40 39 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1";
         let process = parse(stat).expect("parses");
-        let expected =
-            Process { pid: 42, parent: 7, group: 40, session: 39, start: 12345, zombie: false };
+        let expected = Process { pid: 42, parent: 7, group: 40, session: 39, start: 12345, zombie: false };
         assert_eq!(process, expected);
         assert_eq!(parse("42 (a"), None);
     }

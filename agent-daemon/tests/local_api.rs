@@ -101,7 +101,8 @@ fn errors_have_the_contracts_form() {
     }
     let answer = daemon.post("/v1/actions", &deep_field);
     assert_eq!(answer.status, 400, "{answer:?}");
-    let not_utf8 = request(&home.socket(), "POST", "/v1/actions", &[], b"{\"action\":\"\xff\"}").expect("an answer");
+    let not_utf8 =
+        request(&home.socket(), "POST", "/v1/actions", &[], b"{\"action\":\"\xff\"}").expect("an answer");
     assert_eq!(not_utf8.status, 400);
     let bad_key = [("Idempotency-Key", &*"k".repeat(129))];
     assert_eq!(daemon.post_keyed("/v1/actions", "{}", &bad_key).status, 400);
@@ -187,7 +188,9 @@ fn too_many_or_slow_callers_do_not_stop_it() {
 #[test]
 fn log_and_usage_and_status_speak_to_the_daemon() {
     let home = Home::offline("");
-    for arguments in [&["log", "x"][..], &["usage", "--model", "m", "--tokens-in", "1", "--tokens-out", "1"], &["status"]] {
+    for arguments in
+        [&["log", "x"][..], &["usage", "--model", "m", "--tokens-in", "1", "--tokens-out", "1"], &["status"]]
+    {
         let output = home.call(arguments);
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains("no daemon is running"), "{output:?}");
@@ -199,8 +202,17 @@ fn log_and_usage_and_status_speak_to_the_daemon() {
     assert_eq!(first.stdout, second.stdout);
     let refused = home.call(&["log", "x", "--category", "not a slug"]);
     assert_eq!(refused.status.code(), Some(1));
-    let usage =
-        home.call(&["usage", "--model", "claude-opus-4-6", "--tokens-in", "5", "--tokens-out", "1", "--cost", "0.5"]);
+    let usage = home.call(&[
+        "usage",
+        "--model",
+        "claude-opus-4-6",
+        "--tokens-in",
+        "5",
+        "--tokens-out",
+        "1",
+        "--cost",
+        "0.5",
+    ]);
     assert!(usage.status.success(), "{usage:?}");
     let status = home.call(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use support::{Home, OFFLINE_ID, alive};
@@ -27,14 +28,26 @@ fn the_agents_environment_is_clean_and_tells_what_it_needs() {
     let environment = home.line("env");
     let names: Vec<&str> = environment.lines().filter_map(|line| line.split('=').next()).collect();
     let expected = [
-        "HOME", "LANG", "MINE", "OTONIX_AGENT_ID", "OTONIX_MODEL", "OTONIX_SOCKET", "OTONIX_SURVIVAL_TIER", "PATH",
-        "PWD", "TAKEN",
+        "HOME",
+        "LANG",
+        "MINE",
+        "OTONIX_AGENT_ID",
+        "OTONIX_MODEL",
+        "OTONIX_SOCKET",
+        "OTONIX_SURVIVAL_TIER",
+        "PATH",
+        "PWD",
+        "TAKEN",
     ];
     // The shell adds PWD, and may add SHLVL and _.
-    let names: Vec<&str> = names.into_iter().filter(|name| !["SHLVL", "_", "OLDPWD"].contains(name)).collect();
+    let names: Vec<&str> =
+        names.into_iter().filter(|name| !["SHLVL", "_", "OLDPWD"].contains(name)).collect();
     assert_eq!(names, expected);
     assert!(environment.contains(&format!("OTONIX_AGENT_ID={OFFLINE_ID}")));
-    assert!(environment.contains(&format!("OTONIX_SOCKET={}", home.socket().canonicalize().expect("a path").display())));
+    assert!(
+        environment
+            .contains(&format!("OTONIX_SOCKET={}", home.socket().canonicalize().expect("a path").display()))
+    );
     assert!(environment.contains("TAKEN=over"));
     drop(daemon);
 }
@@ -104,7 +117,8 @@ fn a_crash_loop_is_told_and_its_orphans_are_reaped() {
     let status = daemon.until("backoff", |status| status["agentProcess"] == "backoff");
     assert!(status["lastExit"].as_str().is_some_and(|exit| exit.contains('7')), "{status}");
     daemon.until("two starts", |status| status["processStarts"].as_u64() >= Some(2));
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
+    let children =
+        fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
     assert!(children.split_whitespace().count() <= 1, "no zombies: {children}");
 }
 
@@ -118,9 +132,13 @@ fn progress_is_watched() {
 #[test]
 fn output_goes_to_a_file_when_configured() {
     let home = Home::offline("output = 'file'\noutput_max_bytes = 4096\noutput_keep = 1\n");
-    let daemon = home.start("i=0; while [ $i -lt 500 ]; do echo line $i ......................; i=$((i+1)); done; sleep 60");
+    let daemon = home.start(
+        "i=0; while [ $i -lt 500 ]; do echo line $i ......................; i=$((i+1)); done; sleep 60",
+    );
     let path = home.state().join("agent.log");
-    support::eventually("the last line", || fs::read_to_string(&path).ok().filter(|text| text.contains("line 499")));
+    support::eventually("the last line", || {
+        fs::read_to_string(&path).ok().filter(|text| text.contains("line 499"))
+    });
     assert!(fs::metadata(&path).expect("metadata").len() <= 4096);
     assert!(home.state().join("agent.log.1").exists() && !home.state().join("agent.log.2").exists());
     drop(daemon);
@@ -147,6 +165,40 @@ fn another_user_runs_the_agent_and_reads_no_secret() {
     assert!(home.line("api").contains("200"), "{}", home.line("api"));
     let (status, _) = daemon.stop();
     assert!(status.success());
+}
+
+#[test]
+fn the_service_manager_hears_and_gives_credentials() {
+    let home = Home::offline("");
+    let credentials = home.path().join("credentials");
+    fs::create_dir(&credentials).expect("a directory");
+    fs::rename(home.state().join("api-key"), credentials.join("api-key")).expect("moved");
+    let path = home.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("binds");
+    manager.set_read_timeout(Some(support::PATIENCE)).expect("a timeout");
+    let daemon = home.start_with("sleep 60", |command| {
+        command
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "900000")
+            .env("CREDENTIALS_DIRECTORY", &credentials);
+    });
+    let hear = |wanted: &str| {
+        let mut message = [0_u8; 4096];
+        loop {
+            let length = manager.recv(&mut message).unwrap_or_else(|error| panic!("no {wanted}: {error}"));
+            if String::from_utf8_lossy(&message[..length]).contains(wanted) {
+                return;
+            }
+        }
+    };
+    hear("READY=1");
+    hear("STATUS=");
+    for _ in 0..3 {
+        hear("WATCHDOG=1");
+    }
+    daemon.signal("TERM");
+    hear("STOPPING=1");
+    drop(daemon);
 }
 
 #[test]

@@ -220,7 +220,8 @@ async fn the_process_dies_with_the_thread_that_started_it() {
     let path = dir.path().to_owned();
     let started = tokio::task::spawn_blocking(move || {
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let (_wanted, wants) = watch::channel(Wanted { run: true, ..Wanted::default() });
                 let (_progress, progresses) = watch::channel(Instant::now());

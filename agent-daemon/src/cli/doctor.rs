@@ -101,12 +101,7 @@ fn check_state_dir(report: &mut Report, state_dir: &Path) -> bool {
     true
 }
 
-fn check_config(
-    report: &mut Report,
-    place: &Place,
-    config: &Config,
-    state_dir: &Path,
-) -> anyhow::Result<()> {
+fn check_config(report: &mut Report, place: &Place, config: &Config, state_dir: &Path) -> anyhow::Result<()> {
     if config.agent.id.is_none() {
         report.problem("the agent is not registered", "run `otonix-agent init`");
         return Ok(());
@@ -233,9 +228,8 @@ fn check_spool(report: &mut Report, status: &LocalStatus) {
 
 async fn check_server(report: &mut Report, config: &Config, credential: Credential) {
     let Some(id) = config.agent.id else { return };
-    let client = config::check_server(&config.link.server).and_then(|server| {
-        Ok(Client::new(ClientConfig { server, credential, retry: RetryPolicy::NEVER })?)
-    });
+    let client = config::check_server(&config.link.server)
+        .and_then(|server| Ok(Client::new(ClientConfig { server, credential, retry: RetryPolicy::NEVER })?));
     let client = match client {
         Ok(client) => client,
         Err(error) => return report.problem(format!("{error:#}"), "correct `[link] server`"),

@@ -120,7 +120,8 @@ impl Init {
         }
         let genesis_prompt = match &self.genesis_prompt_file {
             Some(file) => {
-                let text = files::read_text(file)?.with_context(|| format!("there is no {}", file.display()))?;
+                let text =
+                    files::read_text(file)?.with_context(|| format!("there is no {}", file.display()))?;
                 limits::check_text("genesisPrompt", &text, limits::GENESIS_PROMPT)?;
                 Some(text)
             }
@@ -147,7 +148,10 @@ fn open_or_make_wallet(state_dir: &Path, file: Option<&Path>) -> anyhow::Result<
     if path.try_exists().with_context(|| format!("failed to look for {}", path.display()))? {
         let secret = known.with_context(|| {
             let place = state_dir.join(PASSPHRASE);
-            format!("there is a wallet but no passphrase: restore {}, or give --passphrase-file", place.display())
+            format!(
+                "there is a wallet but no passphrase: restore {}, or give --passphrase-file",
+                place.display()
+            )
         })?;
         let wallet = keystore::open(&path, &secret).context("failed to open the wallet")?;
         return Ok((wallet, false));

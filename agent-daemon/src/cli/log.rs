@@ -85,8 +85,7 @@ impl Usage {
 }
 
 fn record<T: Serialize>(place: &Place, path: &str, what: &T, key: Option<&str>) -> anyhow::Result<()> {
-    let call =
-        Call { method: Method::POST, path, body: serde_json::to_vec(what)?, idempotency_key: key };
+    let call = Call { method: Method::POST, path, body: serde_json::to_vec(what)?, idempotency_key: key };
     let accepted: Accepted = runtime()?.block_on(client::call(&place.socket(), call))?;
     say(accepted.id);
     Ok(())

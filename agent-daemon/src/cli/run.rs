@@ -48,7 +48,8 @@ impl Run {
             .max_blocking_threads(DISK_THREADS)
             .thread_keep_alive(Duration::from_secs(2))
             .build()?;
-        let outcome = runtime.block_on(app::run(Options { state_dir, config, api_key, variables: variables() }));
+        let outcome =
+            runtime.block_on(app::run(Options { state_dir, config, api_key, variables: variables() }));
         // Whatever still waits for the disk must not keep the process from ending.
         runtime.shutdown_timeout(Duration::from_millis(200));
         outcome

@@ -123,9 +123,14 @@ mod tests {
 
     #[test]
     fn what_people_wrote_stays() {
-        let text = "# mine\n[tier.critical]\nmodel = 'small' # cheap\n\n[agent] # me\nname = 'old'\nuser='bot'\n";
+        let text =
+            "# mine\n[tier.critical]\nmodel = 'small' # cheap\n\n[agent] # me\nname = 'old'\nuser='bot'\n";
         let text = with_identity(Some(text), &identity("new")).expect("edits");
-        assert!(text.contains("# mine") && text.contains("model = 'small' # cheap") && text.contains("user='bot'"));
+        assert!(
+            text.contains("# mine")
+                && text.contains("model = 'small' # cheap")
+                && text.contains("user='bot'")
+        );
         assert!(!text.contains("'old'"), "{text}");
     }
 

@@ -142,9 +142,7 @@ impl Variables {
         let inherited = |name: &str| own.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
         self.0
             .iter()
-            .filter_map(|(name, value)| {
-                Some((name.clone(), value.clone().or_else(|| inherited(name))?))
-            })
+            .filter_map(|(name, value)| Some((name.clone(), value.clone().or_else(|| inherited(name))?)))
             .collect()
     }
 }
@@ -205,8 +203,7 @@ mod tests {
     fn variables_are_a_table_or_a_list_and_secrets_are_refused() {
         let own = [("KEPT".to_owned(), "own".to_owned())];
         let list = read::<Variables>("v = ['A=1=2', 'KEPT', 'MISSING']").expect("reads");
-        let expected =
-            [("A".to_owned(), "1=2".to_owned()), ("KEPT".to_owned(), "own".to_owned())];
+        let expected = [("A".to_owned(), "1=2".to_owned()), ("KEPT".to_owned(), "own".to_owned())];
         assert_eq!(list.resolve(&own), expected);
         let table = read::<Variables>("v = { B = 'x' }").expect("reads");
         assert_eq!(table.resolve(&[]), [("B".to_owned(), "x".to_owned())]);

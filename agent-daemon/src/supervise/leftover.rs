@@ -29,7 +29,8 @@ struct Record {
 
 /// Writes down who was started.
 pub(super) fn note(launch: &Launch, pid: i32, start: u64) -> io::Result<()> {
-    let uid = launch.account.as_ref().map_or_else(|| rustix::process::getuid().as_raw(), |account| account.uid);
+    let uid =
+        launch.account.as_ref().map_or_else(|| rustix::process::getuid().as_raw(), |account| account.uid);
     files::write_json(&launch.record, &Record { boot_id: process_tree::boot_id(), pid, start, uid })
 }
 

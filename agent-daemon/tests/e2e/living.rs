@@ -59,7 +59,8 @@ fn the_process_lives_by_its_credits() {
     daemon.until("it is funded", |status| status["funded"] == true && status["survivalTier"] == "critical");
     let first = home.line("pid");
 
-    let spent = daemon.post("/v1/usage", r#"{"model":"claude-opus-4-6","tokensIn":1,"tokensOut":1,"cost":"4.5"}"#);
+    let spent =
+        daemon.post("/v1/usage", r#"{"model":"claude-opus-4-6","tokensIn":1,"tokensOut":1,"cost":"4.5"}"#);
     assert_eq!(spent.status, 202);
     // By its own spending the daemon knows at once; the server agrees.
     daemon.until("it is stopped", |status| {
@@ -122,7 +123,9 @@ fn the_example_agent_lives_and_reports() {
     server.grant(&id, "100");
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/agent.py");
     let daemon = home.start(&format!("ROUND_SECONDS=0.2 ROUND_COST=20 exec python3 {example}"));
-    eventually("its first round", || actions(&server, &id).iter().any(|action| action.starts_with("round 1 ")).then_some(()));
+    eventually("its first round", || {
+        actions(&server, &id).iter().any(|action| action.starts_with("round 1 ")).then_some(())
+    });
     daemon.until("it has spent everything", |status| {
         status["survivalTier"] == "terminated" && status["agentProcess"] == "stopped"
     });

@@ -68,7 +68,9 @@ impl Server {
         })
         .trim()
         .to_owned();
-        eventually("the server is ready", || self.try_call("GET", "/readyz", &[], None).filter(|(status, _)| *status == 200));
+        eventually("the server is ready", || {
+            self.try_call("GET", "/readyz", &[], None).filter(|(status, _)| *status == 200)
+        });
     }
 
     /// SIGKILL.
