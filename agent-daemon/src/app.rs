@@ -30,7 +30,7 @@ const LOCK: &str = "daemon.lock";
 /// How long the agent's process may take to end when the daemon stops, whatever is configured.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// How long the last events may take to be sent when the daemon stops.
-const FLUSH: Duration = Duration::from_secs(4);
+const FLUSH: Duration = Duration::from_millis(2500);
 /// The programs that the agent's process finds without more configuration.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How often machine and link are looked at for heartbeat and status line.
@@ -100,11 +100,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         });
     }
-    let supervisor = supervisor.map(|supervisor| tokio::spawn(supervisor.run()));
+    let mut supervisor = supervisor.map(|supervisor| tokio::spawn(supervisor.run()));
     systemd::ready();
     tracing::info!(agent.id = %shared.agent.id(), socket = %socket.display(), "running");
 
-    let outcome = watch_over(&shared, &mut parts, &mut signals).await;
+    let outcome = watch_over(&shared, &mut parts, &mut supervisor, &mut signals).await;
     systemd::stopping();
     stop(&shared, supervisor, &cancel, &mut signals).await;
     outcome
@@ -258,7 +258,12 @@ enum Heard {
 }
 
 /// The main loop: until a signal asks to stop, or a part has died.
-async fn watch_over(shared: &Shared, parts: &mut JoinSet<()>, signals: &mut Signals) -> anyhow::Result<()> {
+async fn watch_over(
+    shared: &Shared,
+    parts: &mut JoinSet<()>,
+    supervisor: &mut Option<JoinHandle<()>>,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(LOOK));
     let mut look = tokio::time::interval(LOOK);
     for timer in [&mut watchdog, &mut look] {
@@ -281,9 +286,21 @@ async fn watch_over(shared: &Shared, parts: &mut JoinSet<()>, signals: &mut Sign
                 ended.context("a part of the daemon has died")?;
                 bail!("a part of the daemon has ended");
             }
+            _ = ended(supervisor) => {
+                *supervisor = None;
+                bail!("the supervisor has died");
+            }
         }
     }
     Ok(())
+}
+
+async fn ended(supervisor: &mut Option<JoinHandle<()>>) {
+    match supervisor {
+        // Its outcome is a panic, which was logged.
+        Some(supervisor) => drop(supervisor.await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Tells the next heartbeats and the service manager how things are.

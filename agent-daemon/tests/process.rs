@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use support::{Home, OFFLINE_ID, alive};
@@ -164,6 +165,40 @@ fn another_user_runs_the_agent_and_reads_no_secret() {
     assert!(home.line("api").contains("200"), "{}", home.line("api"));
     let (status, _) = daemon.stop();
     assert!(status.success());
+}
+
+#[test]
+fn the_service_manager_hears_and_gives_credentials() {
+    let home = Home::offline("");
+    let credentials = home.path().join("credentials");
+    fs::create_dir(&credentials).expect("a directory");
+    fs::rename(home.state().join("api-key"), credentials.join("api-key")).expect("moved");
+    let path = home.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("binds");
+    manager.set_read_timeout(Some(support::PATIENCE)).expect("a timeout");
+    let daemon = home.start_with("sleep 60", |command| {
+        command
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "900000")
+            .env("CREDENTIALS_DIRECTORY", &credentials);
+    });
+    let hear = |wanted: &str| {
+        let mut message = [0_u8; 4096];
+        loop {
+            let length = manager.recv(&mut message).unwrap_or_else(|error| panic!("no {wanted}: {error}"));
+            if String::from_utf8_lossy(&message[..length]).contains(wanted) {
+                return;
+            }
+        }
+    };
+    hear("READY=1");
+    hear("STATUS=");
+    for _ in 0..3 {
+        hear("WATCHDOG=1");
+    }
+    daemon.signal("TERM");
+    hear("STOPPING=1");
+    drop(daemon);
 }
 
 #[test]

@@ -53,7 +53,10 @@ impl Supervisor {
         });
         let pid = i32::try_from(id).map_err(io::Error::other)?;
         let start = process_tree::read(pid).map_or(0, |process| process.start);
-        leftover::note(&self.launch, pid, start)?;
+        if let Err(error) = leftover::note(&self.launch, pid, start) {
+            // A full disk must not keep the agent from running; it still dies with the daemon.
+            tracing::warn!(%error, "failed to write down the agent's process");
+        }
         if let Some(mut go) = child.stdin.take() {
             // When it has ended already, its exit status says more than this error.
             let _ = go.write_all(&[exec::GO]).await;

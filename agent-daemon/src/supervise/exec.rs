@@ -5,7 +5,7 @@
 //! before any other thread exists, so what the kernel sets per thread holds for the whole process.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -41,7 +41,6 @@ pub fn run(arguments: &[String]) -> ExitCode {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "otonix-agent: failed to start the agent's command: {error}");
     ExitCode::from(EXIT_NOT_STARTED)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use otonix_sdk::standing::AgentStatus;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -21,6 +22,8 @@ const PAGE: i64 = 5_000;
 const PAGES: usize = 4;
 /// Intervals of silence.
 const MISSED: i64 = 3;
+/// Passes come every few seconds; after such a gap the process was frozen, or its database said nothing.
+const STALLED: Duration = Duration::from_secs(10);
 /// A clock that moves this much against the steady one was set.
 const MAX_JUMP_SECS: f64 = 5.0;
 /// Passes come every few seconds; after such a pause the process or its database stood still, and nothing was heard.
@@ -31,6 +34,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(8);
 pub struct Liveness {
     next: Uuid,
     clock: Option<ClockPair>,
+    /// When the last pass had its answer.
+    passed: Option<Instant>,
 }
 
 impl Liveness {
@@ -41,6 +46,11 @@ impl Liveness {
     pub async fn run_once(&mut self, app: &App) -> Result<(), Error> {
         let held = hold(app, "liveness").await?;
         let now = app.clock.now();
+        if self.passed.is_some_and(|passed| passed.elapsed() > STALLED) {
+            tracing::warn!("this process or its database stood still; silence is counted anew");
+            app.shared.hear_from_now();
+        }
+        self.passed = Some(Instant::now());
         if self.clock.is_some_and(|clock| clock.jump_secs(now) > MAX_JUMP_SECS) {
             tracing::warn!("the clock jumped; silence is counted anew");
             app.shared.hear_from_now();
