@@ -26,8 +26,6 @@ const MISSED: i64 = 3;
 const STALLED: Duration = Duration::from_secs(10);
 /// A clock that moves this much against the steady one was set.
 const MAX_JUMP_SECS: f64 = 5.0;
-/// Passes come every few seconds; after such a pause the process or its database stood still, and nothing was heard.
-const MAX_PAUSE: Duration = Duration::from_secs(8);
 
 /// The sweep, and what it knows of the clock.
 #[derive(Debug, Default)]
@@ -44,7 +42,7 @@ impl Liveness {
     /// # Errors
     /// 503 without database.
     pub async fn run_once(&mut self, app: &App) -> Result<(), Error> {
-        let held = hold(app, "liveness").await?;
+        let Some(held) = hold(app, "liveness").await? else { return Ok(()) };
         let now = app.clock.now();
         if self.passed.is_some_and(|passed| passed.elapsed() > STALLED) {
             tracing::warn!("this process or its database stood still; silence is counted anew");
@@ -54,12 +52,8 @@ impl Liveness {
         if self.clock.is_some_and(|clock| clock.jump_secs(now) > MAX_JUMP_SECS) {
             tracing::warn!("the clock jumped; silence is counted anew");
             app.shared.hear_from_now();
-        } else if self.clock.is_some_and(|clock| clock.passed() > MAX_PAUSE) {
-            tracing::warn!("the server or its database stood still; silence is counted anew");
-            app.shared.hear_from_now();
         }
         self.clock = Some(ClockPair::read(now));
-        let Some(held) = held else { return Ok(()) };
         self.sweep(app, held, now).await
     }
 

@@ -131,11 +131,6 @@ impl ClockPair {
         Self { wall, ..self }
     }
 
-    /// How long ago that was.
-    pub fn passed(self) -> Duration {
-        self.steady.elapsed()
-    }
-
     /// By how much the first has jumped since, seconds.
     pub fn jump_secs(self, wall: DateTime<Utc>) -> f64 {
         let passed = self.steady.elapsed().as_secs_f64();
