@@ -22,8 +22,9 @@ const PAGE: i64 = 5_000;
 const PAGES: usize = 4;
 /// Intervals of silence.
 const MISSED: i64 = 3;
-/// Passes come every few seconds; after such a gap the process was frozen, or its database said nothing.
-const STALLED: Duration = Duration::from_secs(10);
+/// Passes come every few seconds; after such a gap the process was frozen, or its database said nothing. Less than
+/// two of the shortest intervals, so that a beat lost in it is never the third.
+const STALLED: Duration = Duration::from_secs(8);
 /// A clock that moves this much against the steady one was set.
 const MAX_JUMP_SECS: f64 = 5.0;
 
@@ -42,7 +43,7 @@ impl Liveness {
     /// # Errors
     /// 503 without database.
     pub async fn run_once(&mut self, app: &App) -> Result<(), Error> {
-        let Some(held) = hold(app, "liveness").await? else { return Ok(()) };
+        let held = hold(app, "liveness").await?;
         let now = app.clock.now();
         if self.passed.is_some_and(|passed| passed.elapsed() > STALLED) {
             tracing::warn!("this process or its database stood still; silence is counted anew");
@@ -54,6 +55,7 @@ impl Liveness {
             app.shared.hear_from_now();
         }
         self.clock = Some(ClockPair::read(now));
+        let Some(held) = held else { return Ok(()) };
         self.sweep(app, held, now).await
     }
 
