@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::api::actions::LogAction;
+use crate::api::events::EventBody;
 use crate::link::Transport;
 use crate::link::backoff::{Backoff, upto};
 use crate::link::core::{Core, on_disk};
@@ -13,6 +15,8 @@ use crate::link::session::{self, End};
 const QUICK_FORKS: u32 = 3;
 /// A session that lasted so long was no failure.
 const LASTING: Duration = Duration::from_secs(30);
+/// That another copy of the agent lives is reported at most so often.
+const TELL_EVERY: Duration = Duration::from_secs(3600);
 /// The standing is written down at most so often.
 const PERSIST_EVERY: Duration = Duration::from_secs(1);
 
@@ -58,11 +62,43 @@ impl Chooser {
     }
 }
 
+/// What sessions before left behind.
+#[derive(Debug)]
+struct Course {
+    backoff: Backoff,
+    /// New epochs in a row without an acknowledged event.
+    forks: u32,
+    /// When another copy was reported last.
+    told: Option<Instant>,
+}
+
+impl Course {
+    /// Tells the operator of another copy of this agent, through the log like everything else. Only the copies
+    /// themselves can tell each other from a machine that reconnects.
+    async fn tell_of_a_copy(&mut self, core: &Core, action: &str, details: String) {
+        if self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            return;
+        }
+        let action = LogAction {
+            action: action.to_owned(),
+            category: "system".to_owned(),
+            details: Some(details),
+            status: Some("failed".to_owned()),
+            autonomous: None,
+        };
+        match core.record(EventBody::Action(action), None).await {
+            Ok(_) => self.told = Some(Instant::now()),
+            Err(error) => tracing::warn!(%error, "failed to record that another copy of this agent lives"),
+        }
+    }
+}
+
 /// Runs the link until it is stopped.
 pub(crate) async fn run(core: Arc<Core>) {
     core.fail_unfinished().await;
     let tuning = core.config.tuning.clone();
-    let mut backoff = Backoff::new(tuning.backoff_base, tuning.backoff_cap);
+    let backoff = Backoff::new(tuning.backoff_base, tuning.backoff_cap);
+    let mut course = Course { backoff, forks: 0, told: None };
     let mut chooser = Chooser {
         wanted: core.config.transport,
         failures: 0,
@@ -70,7 +106,6 @@ pub(crate) async fn run(core: Arc<Core>) {
         limit: tuning.grpc_failures,
         last: Transport::Auto,
     };
-    let mut forks = 0;
     let mut acked = core.spool.view().acked;
     while !core.stop.is_cancelled() {
         let started = Instant::now();
@@ -84,15 +119,15 @@ pub(crate) async fn run(core: Arc<Core>) {
         };
         chooser.ended(&end);
         if started.elapsed() > LASTING {
-            backoff.reset();
+            course.backoff.reset();
         }
         let progress = core.spool.view().acked;
         if progress > acked {
             acked = progress;
-            forks = 0;
-            backoff.reset();
+            course.forks = 0;
+            course.backoff.reset();
         }
-        let wait = after(&core, end, &mut backoff, &mut forks).await;
+        let wait = after(&core, end, &mut course).await;
         if core.stop.is_cancelled() {
             break;
         }
@@ -105,24 +140,26 @@ pub(crate) async fn run(core: Arc<Core>) {
 }
 
 /// Settles the end of a session: how long to wait before the next.
-async fn after(core: &Arc<Core>, end: End, backoff: &mut Backoff, forks: &mut u32) -> Duration {
+async fn after(core: &Arc<Core>, end: End, course: &mut Course) -> Duration {
     let tuning = &core.config.tuning;
     match end {
         End::Done => Duration::ZERO,
         End::Probe => Duration::ZERO,
         End::Lost { error, retry_after, .. } => {
             core.disconnected(Some(error));
-            backoff.next(retry_after)
+            course.backoff.next(retry_after)
         }
         End::Fork(why) => {
             core.disconnected(Some(format!("a new epoch is needed: {why}")));
-            *forks += 1;
+            course.forks += 1;
             if let Err(error) = core.spool.new_epoch().await {
                 tracing::warn!(%error, "failed to open a new epoch");
-                return backoff.next(None);
+                return course.backoff.next(None);
             }
             tracing::warn!(why, "opened a new epoch; what was not acknowledged is sent again");
-            if *forks <= QUICK_FORKS { Duration::ZERO } else { backoff.next(None) }
+            let action = "another copy of this agent may exist: its events are numbered anew";
+            course.tell_of_a_copy(core, action, format!("a restored snapshot, or a clone: {why}")).await;
+            if course.forks <= QUICK_FORKS { Duration::ZERO } else { course.backoff.next(None) }
         }
         End::Refused(why) => {
             tracing::warn!(error = %why, "the control plane refuses the API key");
@@ -136,6 +173,10 @@ async fn after(core: &Arc<Core>, end: End, backoff: &mut Backoff, forks: &mut u3
                 // Two live machines with one identity must not throw each other out in turns.
                 "superseded" => {
                     tracing::warn!("another machine took over with this agent's identity");
+                    let details = "a newer session with this agent's identity took over from this machine";
+                    course
+                        .tell_of_a_copy(core, "another copy of this agent is live", details.to_owned())
+                        .await;
                     asked.max(tuning.superseded_pause) + upto(tuning.superseded_pause)
                 }
                 "killed" => {
@@ -144,10 +185,10 @@ async fn after(core: &Arc<Core>, end: End, backoff: &mut Backoff, forks: &mut u3
                 }
                 "revoked" | "not_found" => asked.max(tuning.refused_pause) + upto(tuning.refused_pause),
                 "shutting_down" => {
-                    backoff.reset();
-                    asked + backoff.next(None)
+                    course.backoff.reset();
+                    asked + course.backoff.next(None)
                 }
-                _ => backoff.next(retry_after),
+                _ => course.backoff.next(retry_after),
             }
         }
     }

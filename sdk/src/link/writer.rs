@@ -273,8 +273,17 @@ impl Writer {
         }
         // Before a segment goes, it must be certain that nobody will look for what it held.
         self.state.sync()?;
-        let freed = if retire && self.roll().is_ok() { self.shared.lock().segments.len() - 1 } else { freed };
-        self.free(freed);
+        if !retire {
+            self.free(freed);
+        } else if self.roll().is_ok() {
+            let old = self.shared.lock().segments.len() - 1;
+            self.free(old);
+        } else {
+            // No room even for an empty segment: what was sent makes room, and the next event begins a segment.
+            self.active = None;
+            let all = self.shared.lock().segments.len();
+            self.free(all);
+        }
         Ok(())
     }
 

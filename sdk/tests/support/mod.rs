@@ -127,6 +127,13 @@ impl Memory {
         Ok((self.acked(epoch).0, resend, rejected))
     }
 
+    /// How often a daemon said that it is not the only one.
+    pub fn copies_reported(&self) -> usize {
+        let reports =
+            |body: &&EventBody| matches!(body, EventBody::Action(action) if action.action.contains("another copy"));
+        self.events.values().filter(reports).count()
+    }
+
     fn acked(&self, epoch: &str) -> (u64, String) {
         let Some(entry) = self.epochs.get(epoch) else { return (0, String::new()) };
         (entry.acked, entry.ids.get(&entry.acked).cloned().unwrap_or_default())
