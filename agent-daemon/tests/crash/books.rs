@@ -54,6 +54,7 @@ pub struct Found {
     pub unanswered_stored: u64,
     pub refused: u64,
     /// Posts in the database.
+    #[expect(dead_code, reason = "shown when a run fails")]
     pub stored: u64,
     /// Accepted and not in the database.
     pub missing: Vec<Post>,

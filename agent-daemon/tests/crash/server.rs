@@ -22,6 +22,7 @@ pub struct Server {
     dir: TempDir,
     child: Option<Child>,
     address: String,
+    public_url: String,
 }
 
 /// One request over TCP: status, head, body.
@@ -61,9 +62,9 @@ fn next_page(line: &str) -> Option<String> {
 
 impl Server {
     /// A new one.
-    pub fn start() -> Self {
+    pub fn start(public_url: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut server = Self { dir, child: None, address: String::new() };
+        let mut server = Self { dir, child: None, address: String::new(), public_url: public_url.to_owned() };
         server.again();
         server
     }
@@ -82,7 +83,7 @@ impl Server {
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(self.dir.path());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         command.args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--log-format", "human"]);
-        command.arg("--data-dir").arg(self.data());
+        command.args(["--public-url", &self.public_url]).arg("--data-dir").arg(self.data());
         self.child = Some(command.spawn().expect("the server starts"));
         self.address = eventually("the server listens", || {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().expect("its status"));

@@ -222,8 +222,8 @@ impl World {
     pub fn on(what: &str, transport: &str, place: Option<&Path>) -> Self {
         let mut random = Random::new(what);
         let dir = tempfile::tempdir().expect("a directory");
-        let server = Server::start();
         let proxy = Proxy::start(random.split());
+        let server = Server::start(&proxy.url());
         proxy.aim(Some(server.address()));
         let state = place.unwrap_or(dir.path()).join("state");
         let machine = Machine::new(state, dir.path().join("daemon.log"));

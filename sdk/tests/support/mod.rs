@@ -129,8 +129,7 @@ impl Memory {
 
     /// How often a daemon said that it is not the only one.
     pub fn copies_reported(&self) -> usize {
-        let reports =
-            |body: &&EventBody| matches!(body, EventBody::Action(action) if action.action.contains("another copy"));
+        let reports = |body: &&EventBody| matches!(body, EventBody::Action(action) if action.action.contains("another copy"));
         self.events.values().filter(reports).count()
     }
 
