@@ -243,7 +243,7 @@ fn rows_stay_in_the_store() {
 
 #[test]
 fn chains_and_private_keys_have_one_home() {
-    assert_absent(OURS, &["alloy"], &["sdk/src/wallet/evm.rs"]);
+    assert_absent(OURS, &["alloy"], &["sdk/src/wallet/evm.rs", "sdk/src/x402/eip3009.rs"]);
     for source in sources().iter().filter(|source| !source.is_in(&["sdk/src/wallet/"])) {
         assert!(!source.code.contains("PrivateKeySigner"), "{} holds a private key", source.path);
     }

@@ -27,3 +27,4 @@ pub mod secret;
 pub mod standing;
 #[cfg(feature = "wallet")]
 pub mod wallet;
+pub mod x402;

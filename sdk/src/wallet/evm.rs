@@ -61,6 +61,11 @@ pub enum BadProof {
 pub struct EvmAddress(Address);
 
 impl EvmAddress {
+    /// The address of 20 bytes.
+    pub const fn from_bytes(bytes: [u8; 20]) -> Self {
+        Self(Address::new(bytes))
+    }
+
     /// The 20 bytes.
     pub fn bytes(&self) -> [u8; 20] {
         self.0.into_array()
