@@ -109,13 +109,7 @@ describe('official merchants', () => {
 })
 
 describe('a merchant that misbehaves', () => {
-    let rogue, buyer
     const payTo = wallet().address
-    before(async () => {
-        rogue = await startRogue({ rpc: chain.url, key: ACCOUNTS[6].key })
-        buyer = await machine(server, { chain, usdc: 500_000_000 })
-    })
-    after(() => rogue.stop())
 
     /** A path of its own for each test, on an origin that other tests' pins do not touch. */
     const at = async (script, options) => {
@@ -128,7 +122,7 @@ describe('a merchant that misbehaves', () => {
     }
     /** Refused by policy: exit 3, no payment shown to anyone, nothing moved. */
     const refused = async (offers, most = '1', options) => {
-        const { own, url, payer } = await at(visit => visit.payment ? serve(visit) : visit.ask(...offers(own?.url)), options)
+        const { own, url, payer } = await at(visit => visit.payment ? serve(visit) : visit.ask(...offers(`http://${visit.headers.host}`)), options)
         const told = await payer.pay(url, most)
         await own.stop()
         assert.equal(told.code, REFUSED, `${told.code} ${told.stderr}`)
@@ -150,16 +144,29 @@ describe('a merchant that misbehaves', () => {
     test('asks an amount beyond 256 bits', () => refused(() => [[offer(payTo, { amount: '9'.repeat(90) })]]))
     test('v1: overprices', () => refused(url => [[], { v1: [offerV1(payTo, `${url}/`, { maxAmountRequired: '1000001' })] }]))
     test('v1: asks another token', () => refused(url => [[], { v1: [offerV1(payTo, `${url}/`, { asset: wallet().address })] }]))
-    test('a host that is not on the list', () => refused(() => [[offer(payTo)]], '1', { settings: { OTONIX_PAY_HOSTS: 'example.com' } }).catch(async () => {
-        // `pay` on the command line is the machine's owner, whom the list does not bind; the agent's process is bound.
-        const { own, url, payer } = await at(visit => visit.ask([offer(payTo)]), { settings: { OTONIX_PAY_HOSTS: 'example.com', OTONIX_PAY_ALLOW_SHARED_UID: 'true' } })
+    test('is not on the list of hosts: the agent\'s process may not pay it', async () => {
+        const settings = { OTONIX_PAY_HOSTS: 'example.com', OTONIX_PAY_ALLOW_SHARED_UID: 'true', OTONIX_TOPUP_BELOW: '0' }
+        const { own, url, payer } = await at(visit => visit.payment ? serve(visit) : visit.ask([offer(payTo)]), { settings })
+        await payer.run()
+        const answer = await payer.local('POST', '/v1/pay', { url, maxAmount: '1' })
+        assert.ok(answer.status >= 400, answer.text)
+        assert.equal(own.visits.filter(each => each.header).length, 0)
+        // `pay` on the command line is the machine's owner, whom the list does not bind.
+        const told = await payer.pay(url, '1')
+        assert.equal(told.code, 0, told.stderr)
+        await payer.stop()
+        await own.stop()
+    })
+
+    test('asked by a process that could read the wallet: off unless allowed', async () => {
+        const { own, url, payer } = await at(visit => visit.ask([offer(payTo)]), { settings: { OTONIX_TOPUP_BELOW: '0' } })
         await payer.run()
         const answer = await payer.local('POST', '/v1/pay', { url, maxAmount: '1' })
         assert.ok(answer.status >= 400, answer.text)
         assert.equal(own.visits.filter(each => each.header).length, 0)
         await payer.stop()
         await own.stop()
-    }))
+    })
 
     test('swaps the payee', async () => {
         let payee = payTo

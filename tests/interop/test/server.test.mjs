@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
+import { call, word } from '../abi.mjs'
 import { ask, payPython, payV1, payV2, signV1, signV2 } from '../partners/payers.mjs'
 import { startFacilitator } from '../partners/facilitator.mjs'
 import { ACCOUNTS, micros, orderSuffix, sleep, stage, startPostgres, startServer, until, wallet } from '../stage.mjs'
@@ -302,7 +303,6 @@ describe('one transfer, one use', () => {
         const agent = await server.agent()
         const headers = await signV2(payer.key, await unpaid(server, agent, 2))
         const { payload } = decoded(headers['PAYMENT-SIGNATURE'])
-        const { call, word } = await import('../abi.mjs')
         const { authorization: a, signature } = payload
         const vrs = word(`0x${signature.slice(130)}`) + signature.slice(2, 66) + signature.slice(66, 130)
         // transferWithAuthorization(from, to, value, validAfter, validBefore, nonce, v, r, s)
@@ -314,58 +314,45 @@ describe('one transfer, one use', () => {
         assert.equal((await chain.transfers({ from: payer.address })).length, 1)
     })
 
-    test('a thief with a victim\'s hash gets nothing, and the victim is served', async () => {
-        const victim = await chain.rich(20_000_000)
-        const thiefKey = await server.newKey('thief')
-        const thiefWallet = await chain.rich(20_000_000)
-        const [mine, theirs] = [await server.agent(), await server.agent(undefined, { key: thiefKey, owner: thiefWallet })]
-        const older = (await unpaid(server, theirs, 2, thiefKey)).body.orderId
-        const { body } = await unpaid(server, mine, 2)
-        for (const tied of ['by calldata', 'by signature']) {
-            const hash = await chain.transfer(victim.address, server.treasury, 2_000_000, tied === 'by calldata' ? orderSuffix(body.orderId) : '')
+    for (const tie of ['calldata', 'signature', 'key']) {
+        test(`a thief with a victim's hash gets nothing, and the victim is served (by ${tie})`, async () => {
+            const victim = await chain.rich(20_000_000)
+            const thief = await chain.rich(20_000_000)
+            const thiefKey = await server.newKey('thief')
+            const theirs = await server.agent(undefined, { key: thiefKey, owner: thief })
+            const mine = await server.agent(undefined, tie === 'key' ? { owner: victim } : {})
+            const key = tie === 'key' ? server.key : undefined
+            const older = (await unpaid(server, theirs, 2, thiefKey)).body.orderId
+            const { orderId } = (await unpaid(server, mine, 2, key)).body
+            await sleep(1100)
+            const suffix = tie === 'calldata' ? orderSuffix(orderId) : ''
+            const hash = await chain.transfer(victim.address, server.treasury, 2_000_000, suffix)
             const younger = (await unpaid(server, theirs, 2, thiefKey)).body.orderId
             for (const order of [older, younger]) {
                 for (const headers of [
-                    proof(order, hash, victim.address), proof(order, hash, thiefWallet.address),
-                    proof(order, hash, victim.address, await signedOrder(thiefWallet, order, hash)),
-                    proof(order, hash, thiefWallet.address, await signedOrder(thiefWallet, order, hash)),
+                    proof(order, hash, victim.address),
+                    proof(order, hash, thief.address),
+                    proof(order, hash, victim.address, await signedOrder(thief, order, hash)),
+                    proof(order, hash, thief.address, await signedOrder(thief, order, hash)),
                 ]) {
                     const refused = await present(server, theirs, 2, headers, thiefKey)
                     assert.equal(refused.status, 402, refused.text)
                 }
-                // The victim's own order in the thief's hands grants the victim what was paid for, nothing else.
             }
-            const bare = await present(server, mine, 2, proof(body.orderId, hash, victim.address))
-            if (tied === 'by signature') {
-                assert.equal(bare.status, 402, bare.text)
-                assert.equal(bare.body.code, 'payer_not_proven')
-                const signed = proof(body.orderId, hash, victim.address, await signedOrder(victim, body.orderId, hash))
-                const order = (await unpaid(server, mine, 2)).body.orderId
-                const spare = proof(order, hash, victim.address, await signedOrder(victim, order, hash))
-                const served = await presentUntilKnown(server, mine, 2, bare.status === 201 ? signed : spare)
-                // The first order is used up by the transfer of the round before; the younger order was made after
-                // the transfer, and a transfer from before the order proves nothing.
-                assert.ok([201, 402].includes(served.status), served.text)
-            } else assert.equal(bare.status, 201, bare.text)
-        }
-        assert.equal(await server.credits(theirs), 0)
-        assert.ok(await server.credits(mine) >= 2_000_000)
-    })
-
-    test('a proof by signature, and by API key with a proven wallet', async () => {
-        const owner = await chain.rich(20_000_000)
-        const agent = await server.agent(undefined, { owner })
-        for (const [at, tie] of ['signature', 'key'].entries()) {
-            const { body } = await unpaid(server, agent, 2, server.key)
-            await sleep(1100)
-            const hash = await chain.transfer(owner.address, server.treasury, 2_000_000)
-            const signature = tie === 'signature' ? await signedOrder(owner, body.orderId, hash) : undefined
-            const served = await presentUntilKnown(server, agent, 2, proof(body.orderId, hash, owner.address, signature), server.key)
-            assert.equal(served.status, 201, `${tie}: ${served.text}`)
+            if (tie !== 'calldata') {
+                // The victim's order by someone who knows the hash alone.
+                const bare = await present(server, mine, 2, proof(orderId, hash, victim.address), tie === 'key' ? thiefKey : undefined)
+                assert.ok([402, 404].includes(bare.status), bare.text)
+                if (tie === 'signature') assert.equal(bare.body.code, 'payer_not_proven')
+            }
+            const signature = tie === 'signature' ? await signedOrder(victim, orderId, hash) : undefined
+            const served = await presentUntilKnown(server, mine, 2, proof(orderId, hash, victim.address, signature), key)
+            assert.equal(served.status, 201, served.text)
             assert.equal(served.body.receipt.scheme, 'otonix-order')
-            assert.equal(await server.credits(agent), (at + 1) * 2_000_000)
-        }
-    })
+            assert.equal(await server.credits(mine), 2_000_000)
+            assert.equal(await server.credits(theirs), 0)
+        })
+    }
 
     test('transfers that prove nothing', async () => {
         const payer = await chain.rich(20_000_000)
@@ -377,7 +364,7 @@ describe('one transfer, one use', () => {
         await chain.rpc('anvil_impersonateAccount', payer.address)
         const failed = await chain.rpc('eth_sendTransaction', {
             from: payer.address, to: chain.asset, gas: '0x7a120',
-            data: (await import('../abi.mjs')).call('0xa9059cbb', server.treasury, 900_000_000) + suffix,
+            data: call('0xa9059cbb', server.treasury, 900_000_000) + suffix,
         })
         const ether = await chain.rpc('eth_sendTransaction', { from: payer.address, to: server.treasury, value: '0x1' })
         for (const hash of [elsewhere, tooLittle, failed, ether, `0x${'ab'.repeat(32)}`]) {
