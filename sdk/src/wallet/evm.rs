@@ -61,6 +61,11 @@ pub enum BadProof {
 pub struct EvmAddress(Address);
 
 impl EvmAddress {
+    /// The address of 20 bytes.
+    pub const fn from_bytes(bytes: [u8; 20]) -> Self {
+        Self(Address::new(bytes))
+    }
+
     /// The 20 bytes.
     pub fn bytes(&self) -> [u8; 20] {
         self.0.into_array()
@@ -159,6 +164,10 @@ impl Wallet {
         let signature =
             self.signer.sign_message_sync(text.as_bytes()).expect("a key in range signs every 32-byte hash");
         WalletProof { signature: format!("0x{}", hex::encode(signature.as_bytes())), unix_time }
+    }
+
+    pub(super) const fn signer(&self) -> &PrivateKeySigner {
+        &self.signer
     }
 
     pub(super) fn from_bytes(key: &[u8; 32]) -> Result<Self, BadKey> {
