@@ -29,3 +29,4 @@ pub mod secret;
 pub mod standing;
 #[cfg(feature = "wallet")]
 pub mod wallet;
+pub mod x402;

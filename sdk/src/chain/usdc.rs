@@ -3,6 +3,7 @@
 //! Calls are written and read by hand, since they are few and fixed; each selector is checked against its signature.
 
 use super::{At, ChainError, EvmAddress, Hash, Log, LogFilter, Rpc};
+pub use crate::x402::eip3009::Transfer as TransferAuthorization;
 
 const TRANSFER: [u8; 4] = [0xa9, 0x05, 0x9c, 0xbb];
 const BALANCE_OF: [u8; 4] = [0x70, 0xa0, 0x82, 0x31];
@@ -33,23 +34,6 @@ pub const AUTHORIZATION_USED_TOPIC: Hash = Hash([
 const MAX_TEXT: usize = 256;
 /// Gas that a contract may use to check its own signature.
 const SIGNATURE_GAS: u64 = 150_000;
-
-/// What a payer signs for `transferWithAuthorization` (EIP-3009).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TransferAuthorization {
-    /// Who pays.
-    pub from: EvmAddress,
-    /// Who is paid.
-    pub to: EvmAddress,
-    /// Base units.
-    pub value: u128,
-    /// Valid after this time, seconds since 1970.
-    pub valid_after: u64,
-    /// Valid before this time, seconds since 1970.
-    pub valid_before: u64,
-    /// The token takes each nonce of a payer once.
-    pub nonce: [u8; 32],
-}
 
 /// A `transfer` call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -295,9 +295,12 @@ impl Writer {
             gone
         };
         for segment in gone {
+            let file = File::options().write(true).open(&segment.path);
             if let Err(error) = fs::remove_file(&segment.path) {
                 tracing::warn!(%error, path = %segment.path.display(), "failed to remove a sent part of the spool");
             }
+            // A reader at its end may still have it open: the room is given back at once all the same.
+            let _ = file.and_then(|file| file.set_len(0));
         }
     }
 
