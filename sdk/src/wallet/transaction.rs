@@ -84,7 +84,6 @@ impl Wallet {
 mod tests {
     use super::*;
     use alloy::consensus::TxEnvelope;
-    use alloy::consensus::transaction::SignerRecoverable as _;
     use alloy::eips::eip2718::Decodable2718 as _;
 
     const GAS: Gas =
@@ -101,7 +100,8 @@ mod tests {
         let read = TxEnvelope::decode_2718(&mut signed.raw.as_slice()).expect("decodes");
         let TxEnvelope::Eip1559(tx) = &read else { panic!("another kind: {read:?}") };
         assert_eq!(tx.hash().0, signed.hash.0);
-        assert_eq!(read.recover_signer().expect("a signer").into_array(), wallet.address().bytes());
+        let signer = tx.signature().recover_address_from_prehash(&tx.signature_hash()).expect("a signer");
+        assert_eq!(signer.into_array(), wallet.address().bytes());
         let tx = tx.tx();
         assert_eq!((tx.chain_id, tx.nonce, tx.gas_limit), (8453, 7, 120_000));
         assert_eq!((tx.max_fee_per_gas, tx.max_priority_fee_per_gas), (2_000_000_000, 1_000_000));
