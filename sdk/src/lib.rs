@@ -8,6 +8,8 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod api;
+#[cfg(all(feature = "wallet", feature = "client"))]
+pub mod chain;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod clock;

@@ -166,6 +166,10 @@ impl Wallet {
         WalletProof { signature: format!("0x{}", hex::encode(signature.as_bytes())), unix_time }
     }
 
+    pub(super) const fn signer(&self) -> &PrivateKeySigner {
+        &self.signer
+    }
+
     pub(super) fn from_bytes(key: &[u8; 32]) -> Result<Self, BadKey> {
         let mut scalar = B256::from(*key);
         let signer = PrivateKeySigner::from_bytes(&scalar).map_err(|_| BadKey);
