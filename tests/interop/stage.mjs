@@ -152,11 +152,11 @@ export async function startServer({
     const url = `http://127.0.0.1:${port}`
     const server = {
         dir, operator, port, url, treasury, settler, database, args, process: null,
-        async start() {
+        async start(sign = '/readyz') {
             this.process = await guarded(join(PROGRAMS, 'otonix-control-plane'), args, { env: environment(env) })
             await until('the server is ready', 30_000, async () => {
                 if (this.process.over()) throw new Error(`the server ended: ${this.process.output()}`)
-                return fetch(`${url}/readyz`).then(answer => answer.ok, () => false)
+                return fetch(url + sign).then(answer => answer.ok, () => false)
             })
             return this
         },

@@ -24,12 +24,17 @@ export async function body(request) {
     return Buffer.concat(chunks)
 }
 
-/** Listens on a free loopback port. Returns `url` and `stop()`. */
+/** Listens on a free loopback port. Returns `url`, `stop()` and `spans`, when it was at work (milliseconds, from-to). */
 export async function listen(handler) {
-    const server = createServer(handler)
+    const spans = []
+    const server = createServer((request, response) => {
+        const began = performance.now()
+        response.on('close', () => spans.push([began, performance.now()]))
+        handler(request, response)
+    })
     await new Promise(resolve => server.listen(0, '127.0.0.1', resolve))
     const stop = () => new Promise(resolve => { server.close(resolve); server.closeAllConnections() })
-    return { server, stop, port: server.address().port, url: `http://127.0.0.1:${server.address().port}` }
+    return { server, stop, spans, port: server.address().port, url: `http://127.0.0.1:${server.address().port}` }
 }
 
 /**

@@ -293,8 +293,7 @@ describe('the server\'s chain fails while it is paid', () => {
         for (const fault of [({ method }) => method === 'eth_chainId' ? { result: '0x1' } : undefined, () => 'down', () => 'garbage']) {
             await server.kill()
             node.fault(fault)
-            server.process = null
-            await server.start().catch(() => {})
+            await server.start('/healthz')
             const answer = await topup()
             assert.equal(answer.status, 503, answer.text)
             node.fault()
