@@ -241,15 +241,20 @@ describe('two replicas on one PostgreSQL', () => {
     })
 })
 
-describe('one transfer, one use', () => {
-    let server
-    before(async () => { server = await startServer({ chain }) })
-    after(async () => { await server.audit(); await server.stop() })
+describe('one transfer, one use, whichever comes first', () => {
+    /** A chain of its own, since its clock is moved. */
+    const alone = work => async () => {
+        const chain = await stage()
+        const server = await startServer({ chain })
+        // Order time to live, finality and ten minutes later the deposit watcher takes what nothing else has used.
+        const later = async () => { await chain.advance(3600); await chain.mine(80); await sleep(5_000) }
+        await work({ chain, server, later })
+        await server.audit()
+        await server.stop()
+        await chain.stop()
+    }
 
-    /** Lets the deposit watcher see everything so far: order time to live, finality, ten minutes. */
-    const watcherHasSeen = async () => { await chain.advance(3600); await chain.mine(70); await sleep(4_000) }
-
-    test('order proof, then the deposit watcher', async () => {
+    test('order proof, then again, then the deposit watcher', { timeout: 120_000 }, alone(async ({ chain, server, later }) => {
         const owner = await chain.rich(20_000_000)
         const agent = await server.agent(undefined, { owner })
         const { body } = await unpaid(server, agent, 2)
@@ -258,18 +263,15 @@ describe('one transfer, one use', () => {
         assert.equal(served.status, 201, served.text)
         // The same hash for another order, whichever way it is tied.
         const next = (await unpaid(server, agent, 2, server.key)).body.orderId
-        for (const headers of [
-            proof(next, hash, owner.address),
-            proof(next, hash, owner.address, await signedOrder(owner, next, hash)),
-        ]) {
-            const refused = await present(server, agent, 2, headers, server.key)
+        for (const signature of [undefined, await signedOrder(owner, next, hash)]) {
+            const refused = await present(server, agent, 2, proof(next, hash, owner.address, signature), server.key)
             assert.ok(refused.status >= 400 && refused.status < 500, refused.text)
         }
-        await watcherHasSeen()
+        await later()
         assert.equal(await server.credits(agent), 2_000_000)
-    })
+    }))
 
-    test('exact, then as an order proof, then the deposit watcher', async () => {
+    test('exact, then as an order proof, then the deposit watcher', { timeout: 120_000 }, alone(async ({ chain, server, later }) => {
         const owner = await chain.rich(20_000_000)
         const agent = await server.agent(undefined, { owner })
         const served = await presentUntilKnown(server, agent, 2, await signV2(owner.key, await unpaid(server, agent, 2)))
@@ -280,22 +282,38 @@ describe('one transfer, one use', () => {
             const refused = await present(server, agent, 2, proof(body.orderId, hash, owner.address, signature), server.key)
             assert.ok(refused.status >= 400 && refused.status < 500, refused.text)
         }
-        await watcherHasSeen()
+        await later()
         assert.equal(await server.credits(agent), 2_000_000)
-    })
+    }))
 
-    test('the deposit watcher, then an order proof', async () => {
+    test('the deposit watcher, then an order proof', { timeout: 120_000 }, alone(async ({ chain, server, later }) => {
         const owner = await chain.rich(20_000_000)
         const agent = await server.agent(undefined, { owner })
         const { body } = await unpaid(server, agent, 2)
+        await sleep(1100)
         const hash = await chain.transfer(owner.address, server.treasury, 2_000_000)
-        await watcherHasSeen()
-        await until('the deposit is credited', 30_000, async () => await server.credits(agent) === 2_000_000)
+        await later()
+        await until('the deposit is credited', 60_000, async () => await server.credits(agent) === 2_000_000)
         const late = await present(server, agent, 2, proof(body.orderId, hash, owner.address, await signedOrder(owner, body.orderId, hash)), server.key)
         assert.equal(late.status, 409, late.text)
         assert.equal(late.body.code, 'payment_already_credited')
         assert.equal(await server.credits(agent), 2_000_000)
-    })
+    }))
+
+    test('a stranger\'s money is booked, and nobody\'s', { timeout: 120_000 }, alone(async ({ chain, server, later }) => {
+        const stranger = await chain.rich(20_000_000)
+        const agent = await server.agent()
+        await chain.transfer(stranger.address, server.treasury, 2_000_000)
+        await later()
+        assert.equal(await server.credits(agent), 0)
+        assert.match(await server.audit(), /unmatched/)
+    }))
+})
+
+describe('who may use a transfer', () => {
+    let server
+    before(async () => { server = await startServer({ chain }) })
+    after(async () => { await server.audit(); await server.stop() })
 
     test('an authorization sent to the chain by a stranger still pays for its request', async () => {
         // Anyone may submit a signed authorization that was seen; the money arrives, the payer is served.
