@@ -115,7 +115,7 @@ const url = rogue.on('/', async visit => {
     visit.json(settled.success ? 200 : 402, {}, visit.receipt(settled))
 })
 const settings = {
-    OTONIX_PAY_MAX_HOUR: '1000', OTONIX_PAY_MAX_DAY: '1000', OTONIX_PAY_ALLOW_SHARED_UID: 'true', OTONIX_TOPUP_BELOW: '0',
+    OTONIX_PAY_MAX_HOUR: '1000', OTONIX_PAY_MAX_DAY: '1000', OTONIX_PAY_ALLOW_SHARED_UID: 'true',
     OTONIX_LOG: 'warn',
 }
 const buyer = await machine(watched, { chain, rpc: node.url, usdc: 1_000_000_000, settings })

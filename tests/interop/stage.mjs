@@ -257,9 +257,10 @@ export async function startPostgres() {
 
 /**
  * A machine with the daemon's state on it, initialised at `server`. `settings` is added to agent.toml's sections through
- * the environment (`OTONIX_PAY_MAX_DAY`). Chain and loopback peers are allowed unless told otherwise.
+ * the environment (`OTONIX_PAY_MAX_DAY`). Chain and loopback peers are allowed unless told otherwise. The agent has
+ * `credits` (USDC) from the operator, so that its tier allows payments; `bought()` is what it has beyond them, micro-USDC.
  */
-export async function machine(server, { chain, rpc = chain?.url, settings = {}, usdc = 0, ether = 1n, loopback = true } = {}) {
+export async function machine(server, { chain, rpc = chain?.url, settings = {}, usdc = 0, ether = 1n, credits = 100, loopback = true } = {}) {
     const dir = folder('agent')
     const state = join(dir, 'state')
     const env = {
@@ -277,10 +278,16 @@ export async function machine(server, { chain, rpc = chain?.url, settings = {}, 
     const shown = await cli(['wallet', 'address'])
     assert.equal(shown.code, 0, `wallet address: ${shown.stderr}`)
     const address = /0x[0-9a-fA-F]{40}/.exec(shown.stdout)[0]
+    if (credits) {
+        const body = { amount: credits, reason: 'interop' }
+        const granted = await server.call('POST', `/api/agents/${id}/grant`, { operator: true, body })
+        assert.equal(granted.status, 201, granted.text)
+    }
     if (usdc) await chain.mint(address, usdc)
     if (chain) await chain.ether(address, ether)
     const it = {
         dir, state, id, name, address, env, cli, process: null,
+        bought: async () => await server.credits(id) - micros(credits),
         /** `otonix-agent pay`: { code, stdout, stderr }. */
         pay: (url, most, ...more) => cli(['pay', url, '--max-amount', most, ...more]),
         journal: async () => {

@@ -87,7 +87,7 @@ describe('official merchants', () => {
     })
 
     test('through the running daemon, by the local API', async () => {
-        const buyer = await machine(server, { chain, usdc: 5_000_000, settings: { OTONIX_PAY_ALLOW_SHARED_UID: 'true', OTONIX_TOPUP_AMOUNT: '10', OTONIX_TOPUP_BELOW: '0' } })
+        const buyer = await machine(server, { chain, usdc: 5_000_000, settings: { OTONIX_PAY_ALLOW_SHARED_UID: 'true' } })
         await buyer.run()
         const url = `${merchants['@x402/express 2.27.0'].url}/paid`
         const body = { url, method: 'POST', body: 'again', maxAmount: '0.05', idempotencyKey: 'one' }
@@ -145,7 +145,7 @@ describe('a merchant that misbehaves', () => {
     test('v1: overprices', () => refused(url => [[], { v1: [offerV1(payTo, `${url}/`, { maxAmountRequired: '1000001' })] }]))
     test('v1: asks another token', () => refused(url => [[], { v1: [offerV1(payTo, `${url}/`, { asset: wallet().address })] }]))
     test('is not on the list of hosts: the agent\'s process may not pay it', async () => {
-        const settings = { OTONIX_PAY_HOSTS: 'example.com', OTONIX_PAY_ALLOW_SHARED_UID: 'true', OTONIX_TOPUP_BELOW: '0' }
+        const settings = { OTONIX_PAY_HOSTS: 'example.com', OTONIX_PAY_ALLOW_SHARED_UID: 'true' }
         const { own, url, payer } = await at(visit => visit.payment ? serve(visit) : visit.ask([offer(payTo)]), { settings })
         await payer.run()
         const answer = await payer.local('POST', '/v1/pay', { url, maxAmount: '1' })
@@ -159,7 +159,7 @@ describe('a merchant that misbehaves', () => {
     })
 
     test('asked by a process that could read the wallet: off unless allowed', async () => {
-        const { own, url, payer } = await at(visit => visit.ask([offer(payTo)]), { settings: { OTONIX_TOPUP_BELOW: '0' } })
+        const { own, url, payer } = await at(visit => visit.ask([offer(payTo)]), {})
         await payer.run()
         const answer = await payer.local('POST', '/v1/pay', { url, maxAmount: '1' })
         assert.ok(answer.status >= 400, answer.text)
@@ -321,7 +321,7 @@ describe('budgets', () => {
             const settled = await visit.settle()
             visit.json(settled.success ? 200 : 402, {}, visit.receipt(settled))
         })
-        const buyer = await machine(server, { chain, usdc: 50_000_000, settings: { OTONIX_PAY_MAX_HOUR: '0.055', OTONIX_PAY_ALLOW_SHARED_UID: 'true', OTONIX_TOPUP_BELOW: '0' } })
+        const buyer = await machine(server, { chain, usdc: 50_000_000, settings: { OTONIX_PAY_MAX_HOUR: '0.055', OTONIX_PAY_ALLOW_SHARED_UID: 'true' } })
         await buyer.run()
         const answers = await Promise.all(Array.from({ length: 20 }, (_, at) =>
             buyer.local('POST', '/v1/pay', { url, maxAmount: '1', idempotencyKey: `k${at}` })))
@@ -349,7 +349,7 @@ describe('the control plane is paid by the daemon', () => {
         const buyer = await machine(orders, { chain, usdc: 5_000_000 })
         const told = await buyer.pay(orders.topup(buyer.id), '1', '--method', 'POST', '--data', '{"amount":1}', '--header', 'content-type: application/json')
         assert.equal(told.code, 0, told.stderr)
-        assert.equal(await orders.credits(buyer.id), 1_000_000)
+        assert.equal(await buyer.bought(), 1_000_000)
         assert.deepEqual((await paid(buyer.address)).map(each => each.amount), [1_000_000])
         await orders.audit()
         await orders.stop()
@@ -359,14 +359,14 @@ describe('the control plane is paid by the daemon', () => {
         const buyer = await machine(server, { chain, usdc: 5_000_000, ether: 0n })
         const told = await buyer.pay(server.topup(buyer.id), '1', '--method', 'POST', '--data', '{"amount":1}', '--header', 'content-type: application/json')
         assert.equal(told.code, 0, told.stderr)
-        assert.equal(await server.credits(buyer.id), 1_000_000)
+        assert.equal(await buyer.bought(), 1_000_000)
         assert.deepEqual((await paid(buyer.address)).map(each => each.amount), [1_000_000])
     })
 
     for (const settle of ['none', 'key']) {
         test(`a daemon with USDC keeps its agent alive, also from terminated (${settle === 'none' ? 'orders' : 'exact'})`, { timeout: 120_000 }, async () => {
             const own = await startServer({ chain, settle, flags: ['--funding-grace', '1'] })
-            const buyer = await machine(own, { chain, usdc: 25_000_000 })
+            const buyer = await machine(own, { chain, usdc: 25_000_000, credits: 0 })
             await sleep(1500)
             await buyer.run('sleep', '600')
             await until('it has bought credits', 60_000, async () => await own.credits(buyer.id) >= 10_000_000)
@@ -384,7 +384,7 @@ describe('the control plane is paid by the daemon', () => {
 
     test('with an empty wallet it dies as it should, and comes back when someone else pays', { timeout: 120_000 }, async () => {
         const own = await startServer({ chain, flags: ['--funding-grace', '1'] })
-        const buyer = await machine(own, { chain })
+        const buyer = await machine(own, { chain, credits: 0 })
         await sleep(1500)
         await buyer.run('sleep', '600')
         await until('it is terminated', 60_000, async () => {
@@ -450,8 +450,8 @@ describe('the daemon\'s chain fails', () => {
                 return fault
             })
             const args = [orders.topup(buyer.id), '1', '--method', 'POST', '--data', '{"amount":1}', '--header', 'content-type: application/json']
-            await until('it is credited', 90_000, async () => (await buyer.pay(...args)).code === 0 || await orders.credits(buyer.id) > 0)
-            assert.equal((await paid(buyer.address)).length, Math.round(await orders.credits(buyer.id) / 1e6))
+            await until('it is credited', 90_000, async () => (await buyer.pay(...args)).code === 0 || await buyer.bought() > 0)
+            assert.equal((await paid(buyer.address)).length, Math.round(await buyer.bought() / 1e6))
             await orders.stop()
             await node.stop()
         })
