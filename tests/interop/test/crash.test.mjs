@@ -246,37 +246,36 @@ describe('the server\'s chain fails while it is paid', () => {
             const node = await startRpc(chain.url)
             const server = await startServer({ chain, rpc: node.url, settle })
             const topup = (agent, headers = {}) => ask(server.topup(agent), { method: 'POST', headers: { ...JSON_TYPE, ...headers }, body: '{"amount":1}' })
-            const faults = ['down', 'lose', 'garbage', 'error', 2_000, ...(settle === 'key' ? ['already known'] : [])]
-            for (const fault of faults) {
-                for (const method of ['eth_sendRawTransaction', 'eth_call', 'eth_getTransactionReceipt', 'eth_getLogs', 'eth_blockNumber', 'eth_getBlockByNumber', 'any']) {
-                    if (fault === 'already known' && method !== 'eth_sendRawTransaction') continue
-                    if (settle === 'none' && method === 'eth_sendRawTransaction') continue
-                    node.fault()
-                    const [agent, payer] = [await server.agent(), await chain.rich(5_000_000)]
-                    const asked = await until('it sells', 60_000, async () => {
-                        const answer = await topup(agent)
-                        return answer.status === 402 ? answer : null
-                    })
-                    let headers
-                    if (settle === 'key') headers = await signV2(payer.key, asked)
-                    else {
-                        const { orderId } = asked.body
-                        const txHash = await chain.transfer(payer.address, server.treasury, 1_000_000, orderSuffix(orderId))
-                        headers = { 'X-PAYMENT': Buffer.from(JSON.stringify({ orderId, txHash, payer: payer.address })).toString('base64') }
-                    }
-                    let left = method === 'any' ? 6 : 2
-                    node.fault(call => (method === 'any' || call.method === method) && left-- > 0 ? fault : undefined)
-                    const answer = await until(`an outcome with ${fault} at ${method}`, 60_000, async () => {
-                        const told = await topup(agent, headers)
-                        if (told.status !== 503) return told
-                        assert.ok(told.headers['retry-after'], told.text)
-                        await sleep(200)
-                        return null
-                    })
-                    assert.equal(answer.status, 201, `${fault} at ${method}: ${answer.status} ${answer.text}`)
-                    assert.equal(await server.credits(agent), 1_000_000)
-                    assert.equal((await chain.transfers({ from: payer.address })).length, 1)
+            const faults = ['down', 'lose', 'garbage', 'error', 2_000, 'already known']
+            const methods = ['eth_call', 'eth_getTransactionReceipt', 'eth_getLogs', 'eth_blockNumber', 'eth_getBlockByNumber', 'any']
+            const cases = methods.flatMap(method => faults.filter(fault => fault !== 'already known').map(fault => ({ method, fault })))
+            if (settle === 'key') faults.forEach(fault => cases.push({ method: 'eth_sendRawTransaction', fault }))
+            for (const { method, fault } of some(cases)) {
+                node.fault()
+                const [agent, payer] = [await server.agent(), await chain.rich(5_000_000)]
+                const asked = await until('it sells', 60_000, async () => {
+                    const answer = await topup(agent)
+                    return answer.status === 402 ? answer : null
+                })
+                let headers
+                if (settle === 'key') headers = await signV2(payer.key, asked)
+                else {
+                    const { orderId } = asked.body
+                    const txHash = await chain.transfer(payer.address, server.treasury, 1_000_000, orderSuffix(orderId))
+                    headers = { 'X-PAYMENT': Buffer.from(JSON.stringify({ orderId, txHash, payer: payer.address })).toString('base64') }
                 }
+                let left = method === 'any' ? 6 : 2
+                node.fault(call => (method === 'any' || call.method === method) && left-- > 0 ? fault : undefined)
+                const answer = await until(`an outcome with ${fault} at ${method}`, 60_000, async () => {
+                    const told = await topup(agent, headers)
+                    if (told.status !== 503) return told
+                    assert.ok(told.headers['retry-after'], told.text)
+                    await sleep(200)
+                    return null
+                })
+                assert.equal(answer.status, 201, `${fault} at ${method}: ${answer.status} ${answer.text}`)
+                assert.equal(await server.credits(agent), 1_000_000)
+                assert.equal((await chain.transfers({ from: payer.address })).length, 1)
             }
             node.fault()
             await server.audit()
