@@ -8,6 +8,8 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod api;
+#[cfg(all(feature = "wallet", feature = "client"))]
+pub mod chain;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod clock;
@@ -19,6 +21,8 @@ pub mod limits;
 #[cfg(feature = "agent")]
 pub mod link;
 pub mod money;
+#[cfg(feature = "agent")]
+pub mod pay;
 pub mod prices;
 pub mod routing;
 #[cfg(feature = "runtime")]

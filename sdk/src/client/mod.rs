@@ -10,6 +10,8 @@ mod server;
 
 use std::time::Duration;
 
+#[cfg(feature = "wallet")]
+pub(crate) use http::tls;
 pub use http::{Client, ClientConfig, Credential};
 pub use rest::{ListQuery, Page};
 pub use retry::{Backoff, RetryPolicy, full_jitter};

@@ -35,8 +35,11 @@ pub(super) fn save(dir: &Path, id: Uuid, answer: &HttpAnswer) -> io::Result<()> 
     let folder = dir.join("answers");
     DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
     prune(&folder)?;
-    let stored =
-        Stored { status: answer.status, headers: answer.headers.clone(), body: STANDARD.encode(&answer.body) };
+    let stored = Stored {
+        status: answer.status,
+        headers: answer.headers.clone(),
+        body: STANDARD.encode(&answer.body),
+    };
     let draft = folder.join(format!("{id}.tmp"));
     let file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&draft)?;
     serde_json::to_writer(io::BufWriter::new(file), &stored)?;

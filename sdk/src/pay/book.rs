@@ -180,7 +180,8 @@ impl Content {
                 }
             }
             Record::Ended(end) => {
-                if let Some(entry) = self.entries.get_mut(&end.id).filter(|entry| !entry.state.is_terminal()) {
+                if let Some(entry) = self.entries.get_mut(&end.id).filter(|entry| !entry.state.is_terminal())
+                {
                     entry.state = end.state;
                     entry.tx_hash = end.tx_hash.clone().or(entry.tx_hash.take());
                     entry.end = Some(end);
@@ -300,8 +301,12 @@ impl Content {
             Some(Spent { at: intent.at, amount: intent.amount, asker: intent.asker, open })
         });
         let strays = self.strays.iter();
-        let strays =
-            strays.map(|stray| Spent { at: stray.at, amount: stray.amount, asker: Asker::Agent, open: false });
+        let strays = strays.map(|stray| Spent {
+            at: stray.at,
+            amount: stray.amount,
+            asker: Asker::Agent,
+            open: false,
+        });
         budget::totals(entries.chain(strays), now)
     }
 

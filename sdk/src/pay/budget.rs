@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn what_may_still_move_counts_whenever_it_was_signed() {
-        let sums = totals([spent(1_000_000, 3, Asker::Agent, true), spent(1_000_000, 4, Asker::Topup, true)], now());
+        let sums =
+            totals([spent(1_000_000, 3, Asker::Agent, true), spent(1_000_000, 4, Asker::Topup, true)], now());
         assert_eq!((sums.hour.micros(), sums.day.micros()), (3, 3));
         assert_eq!((sums.topups_day.micros(), sums.outstanding.micros()), (4, 7));
     }

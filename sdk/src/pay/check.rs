@@ -35,12 +35,8 @@ async fn token(inner: &Arc<Inner>) -> Result<(), PayError> {
         return Err(PayError::WrongChain(why));
     }
     let facts = inner.rpc.token_facts(rules.asset).await?;
-    let domain = Domain {
-        name: facts.name.clone(),
-        version: facts.version.clone(),
-        chain_id,
-        asset: rules.asset,
-    };
+    let domain =
+        Domain { name: facts.name.clone(), version: facts.version.clone(), chain_id, asset: rules.asset };
     if facts.decimals != DECIMALS || domain.separator() != facts.domain_separator {
         let why = format!("{} is not USDC with {DECIMALS} decimals and a plain domain", rules.asset);
         return Err(PayError::WrongChain(why));
@@ -134,10 +130,11 @@ async fn transfers(inner: &Inner, from: u64, to: u64) -> Result<Vec<Moved>, Chai
                     by_tx.entry(log.tx_hash).or_default().push(Hash(nonce));
                 }
             }
-            moved.extend(logs.iter().filter_map(usdc::read_transfer_log).map(|log| Moved {
-                nonces: by_tx.get(&log.tx_hash).cloned().unwrap_or_default(),
-                log,
-            }));
+            moved.extend(
+                logs.iter()
+                    .filter_map(usdc::read_transfer_log)
+                    .map(|log| Moved { nonces: by_tx.get(&log.tx_hash).cloned().unwrap_or_default(), log }),
+            );
         }
         start = end.saturating_add(1);
     }
@@ -162,9 +159,10 @@ fn strays(
         if hashes.contains(&moved.log.tx_hash) || moved.log.value == 0 {
             return false;
         }
-        let explained = moved.nonces.iter().find(|nonce| {
-            !spent.contains(*nonce) && nonces.get(*nonce) == Some(&moved.log.value)
-        });
+        let explained = moved
+            .nonces
+            .iter()
+            .find(|nonce| !spent.contains(*nonce) && nonces.get(*nonce) == Some(&moved.log.value));
         match explained.copied() {
             Some(nonce) => !spent.insert(nonce),
             None => true,

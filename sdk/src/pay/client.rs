@@ -172,10 +172,13 @@ impl Client {
         }
         let book = locked(&self.0.book);
         let waits = book.content().wait_until.filter(|until| *until > self.0.clock.now());
-        let suspect = book.content().suspect.as_ref().map(|why| {
-            format!("{why}; look at it, then run `otonix-agent journal reconcile`")
-        });
-        suspect.or_else(|| waits.map(|until| format!("the journal was reconciled; payments go on at {until}")))
+        let suspect = book
+            .content()
+            .suspect
+            .as_ref()
+            .map(|why| format!("{why}; look at it, then run `otonix-agent journal reconcile`"));
+        suspect
+            .or_else(|| waits.map(|until| format!("the journal was reconciled; payments go on at {until}")))
     }
 
     /// The wallet.
@@ -225,7 +228,8 @@ impl Client {
         check::run(inner).await?;
         *ready = true;
         let at = inner.clock.now();
-        let wait_until = at + chrono::TimeDelta::from_std(inner.config.tuning.after_rollback).unwrap_or_default();
+        let wait_until =
+            at + chrono::TimeDelta::from_std(inner.config.tuning.after_rollback).unwrap_or_default();
         let suspect = inner
             .book(move |book| {
                 let suspect = book.content().suspect.clone();
@@ -419,10 +423,8 @@ impl Inner {
 
     async fn look(&self, required: &Required) -> Result<Look, PayError> {
         let payer = self.wallet.address();
-        let (balance, head) = tokio::join!(
-            self.rpc.token_balance(self.config.rules.asset, payer),
-            self.rpc.block(At::Latest)
-        );
+        let (balance, head) =
+            tokio::join!(self.rpc.token_balance(self.config.rules.asset, payer), self.rpc.block(At::Latest));
         let head = head?.ok_or_else(|| crate::chain::ChainError::Garbage("no newest block".to_owned()))?;
         let local = u64::try_from(self.clock.now().timestamp()).unwrap_or_default();
         let gas = match &required.order {

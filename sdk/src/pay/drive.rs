@@ -199,9 +199,8 @@ pub(super) fn age(inner: &Inner, intent: &Intent) -> Duration {
 pub(super) async fn paid(inner: &Arc<Inner>, intent: &Intent, tx_hash: Option<Hash>) -> Result<(), PayError> {
     let tx_hash = tx_hash.map(|hash| hash.to_string());
     let known = inner.entry(intent.id);
-    let same = known.is_some_and(|entry| {
-        entry.state == State::Paid && (entry.tx_hash == tx_hash || tx_hash.is_none())
-    });
+    let same = known
+        .is_some_and(|entry| entry.state == State::Paid && (entry.tx_hash == tx_hash || tx_hash.is_none()));
     if same {
         return Ok(());
     }
@@ -282,7 +281,8 @@ fn tx_of(receipt: &SettlementResponse) -> Option<String> {
 fn reason(answer: &HttpAnswer) -> String {
     let words = receipt_of(answer).and_then(|receipt| receipt.error_reason).or_else(|| {
         let body: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
-        let named = ["code", "error", "detail", "errorReason"].iter().find_map(|name| body.get(name)?.as_str());
+        let named =
+            ["code", "error", "detail", "errorReason"].iter().find_map(|name| body.get(name)?.as_str());
         named.map(str::to_owned)
     });
     words.map(|words| format!(" ({})", words.chars().take(200).collect::<String>())).unwrap_or_default()

@@ -132,9 +132,10 @@ impl Http {
         let call = client.request(method, url).headers(all).body(request.body.clone());
         let mut response = call.send().await.map_err(failure)?;
         let status = response.status().as_u16();
-        let texts = response.headers().iter().filter_map(|(name, value)| {
-            Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
-        });
+        let texts = response
+            .headers()
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())));
         let headers = texts.collect();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failure)? {

@@ -130,7 +130,9 @@ pub enum Denied {
     #[error("no offer can be taken: {0}")]
     NoOffer(String),
     /// The payee is another than before.
-    #[error("{origin} asks to pay {asked}, before it was {pinned}; `otonix-agent pins remove {origin}` if that is right")]
+    #[error(
+        "{origin} asks to pay {asked}, before it was {pinned}; `otonix-agent pins remove {origin}` if that is right"
+    )]
     Payee {
         /// Of the seller.
         origin: String,
@@ -249,9 +251,8 @@ impl Rules {
         let mut best: Option<(u8, Choice)> = None;
         let mut consider = |rank: u8, found: Result<Choice, String>| match found {
             Ok(choice) => {
-                let better = best.as_ref().is_none_or(|(other, known)| {
-                    (choice.amount, rank) < (known.amount, *other)
-                });
+                let better =
+                    best.as_ref().is_none_or(|(other, known)| (choice.amount, rank) < (known.amount, *other));
                 if better {
                     best = Some((rank, choice));
                 }
@@ -324,7 +325,9 @@ impl Rules {
                 (Bound::Hour, self.max_hour.saturating_sub(known.spent_hour)),
                 (Bound::Day, self.max_day.saturating_sub(known.spent_day)),
             ]),
-            Asker::Topup => bounds.push((Bound::TopupDay, self.topup_max_day.saturating_sub(known.topups_day))),
+            Asker::Topup => {
+                bounds.push((Bound::TopupDay, self.topup_max_day.saturating_sub(known.topups_day)))
+            }
         }
         bounds.push((Bound::Balance, spendable));
         match bounds.into_iter().find(|(_, left)| amount > *left) {

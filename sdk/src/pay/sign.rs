@@ -48,7 +48,13 @@ pub(super) fn sign(
     }
 }
 
-fn exact(wallet: &Wallet, token: &Token, required: &Required, offer: &Offer, transfer: &Transfer) -> Signature {
+fn exact(
+    wallet: &Wallet,
+    token: &Token,
+    required: &Required,
+    offer: &Offer,
+    transfer: &Transfer,
+) -> Signature {
     let domain = Domain {
         name: token.name.clone(),
         version: token.version.clone(),
@@ -177,8 +183,7 @@ mod tests {
         assert_eq!((transfer.from, transfer.to, transfer.value), (payer, address(PAYEE), 10_000));
         assert_eq!((transfer.valid_after, transfer.valid_before), (0, 1_060));
         let token = token();
-        let domain =
-            Domain { name: token.name, version: token.version, chain_id: 8453, asset: token.asset };
+        let domain = Domain { name: token.name, version: token.version, chain_id: 8453, asset: token.asset };
         let signature = eip3009::read_signature(&payload.signature).expect("low s");
         assert_eq!(eip3009::recover(&transfer.digest(&domain), &signature), Ok(payer));
     }
@@ -196,7 +201,9 @@ mod tests {
         assert_eq!(header, headers::PAYMENT_SIGNATURE);
         let text = String::from_utf8(headers::decode("x", &value).expect("base64")).expect("text");
         assert!(text.contains(&format!(r#""accepted":{offer}"#)), "{text}");
-        assert!(text.contains(r#""resource":{"url":"http://m.test/a","z":null}"#) && !text.contains("extensions"));
+        assert!(
+            text.contains(r#""resource":{"url":"http://m.test/a","z":null}"#) && !text.contains("extensions")
+        );
         let Ok(Some(Presented::V2(payment))) = Presented::read(Some(&value), None) else { panic!("{text}") };
         check(payer, &payment.payload);
     }

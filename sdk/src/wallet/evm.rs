@@ -182,6 +182,10 @@ impl Wallet {
         format!("0x{}", hex::encode(signature.as_bytes()))
     }
 
+    pub(super) const fn signer(&self) -> &PrivateKeySigner {
+        &self.signer
+    }
+
     pub(super) fn from_bytes(key: &[u8; 32]) -> Result<Self, BadKey> {
         let mut scalar = B256::from(*key);
         let signer = PrivateKeySigner::from_bytes(&scalar).map_err(|_| BadKey);

@@ -6,6 +6,10 @@
 
 mod evm;
 pub mod keystore;
+#[cfg(feature = "client")]
+mod transaction;
 
 pub use evm::{BadAddress, BadKey, BadProof, EvmAddress, Wallet, parse_address, verify_wallet_proof};
 pub use keystore::{KeystoreError, random_passphrase};
+#[cfg(feature = "client")]
+pub use transaction::{Gas, Signed};

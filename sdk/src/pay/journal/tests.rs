@@ -5,7 +5,9 @@ use std::fs;
 use super::*;
 
 fn payloads(count: usize) -> Vec<Vec<u8>> {
-    (0..count).map(|n| format!("{{\"record\":{n},\"text\":\"{}\"}}", "x".repeat(n * 7 % 40)).into_bytes()).collect()
+    (0..count)
+        .map(|n| format!("{{\"record\":{n},\"text\":\"{}\"}}", "x".repeat(n * 7 % 40)).into_bytes())
+        .collect()
 }
 
 #[test]
