@@ -86,23 +86,17 @@ impl Book {
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let (journal, found) = Journal::open(dir)?;
         let mut content = Content::default();
-        let mut unreadable = 0_usize;
         for payload in &found.records {
-            match serde_json::from_slice(payload) {
-                Ok(record) => content.apply(record),
-                Err(_) => unreadable += 1,
-            }
+            // Whole and not understood: a newer version wrote it, and knows better what it means for money.
+            content.apply(serde_json::from_slice(payload).map_err(|_| JournalError::Foreign)?);
         }
         let compact_at = COMPACT_AT.max(journal.len().saturating_mul(2));
         let mut book = Self { journal, compact_at, content };
-        if found.damaged > 0 || unreadable > 0 {
-            let why = format!(
-                "the payment journal is damaged ({} bytes, {unreadable} records cannot be read)",
-                found.damaged
-            );
-            tracing::error!(damaged = found.damaged, unreadable, "the payment journal is damaged");
-            // Written anew, so that the damage is told once.
-            book.content.suspect = Some(why);
+        if found.damaged > 0 {
+            tracing::error!(bytes = found.damaged, "the payment journal is damaged");
+            book.content.suspect = Some(format!("{} bytes of the payment journal are damaged", found.damaged));
+            // Put aside, then written anew, so that the damage is told once.
+            book.journal.put_aside()?;
             book.compact()?;
         }
         Ok(book)

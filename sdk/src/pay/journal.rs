@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 const NAME: &str = "journal";
 const DRAFT: &str = "journal.new";
+const ASIDE: &str = "journal.damaged";
 const LOCK: &str = "lock";
 const FILE_MAGIC: [u8; 8] = *b"OTXPAY01";
 const RECORD_MAGIC: [u8; 4] = [0xF3, b'P', b'y', 0x9D];
@@ -143,6 +144,15 @@ impl Journal {
         self.file = OpenOptions::new().read(true).write(true).open(self.dir.join(NAME))?;
         self.reserved = self.end;
         self.reserve();
+        Ok(())
+    }
+
+    /// Keeps a copy of the file as it is, in place of an earlier one.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn put_aside(&self) -> Result<(), JournalError> {
+        fs::copy(self.dir.join(NAME), self.dir.join(ASIDE))?;
         Ok(())
     }
 

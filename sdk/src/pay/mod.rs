@@ -14,6 +14,7 @@ mod client;
 mod drive;
 pub mod http;
 mod journal;
+pub(crate) mod keep;
 mod order;
 pub mod policy;
 pub mod record;
@@ -71,6 +72,8 @@ pub struct Tuning {
     pub after_rollback: Duration,
     /// How long an order's transaction may wait before its fee is raised.
     pub bump: Duration,
+    /// An order that is not mined so long before its end is made void.
+    pub void_before: Duration,
 }
 
 impl Default for Tuning {
@@ -82,6 +85,7 @@ impl Default for Tuning {
             backoff: Duration::from_millis(500),
             after_rollback: Duration::from_secs(300),
             bump: Duration::from_secs(30),
+            void_before: Duration::from_secs(60),
         }
     }
 }

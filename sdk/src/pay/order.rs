@@ -21,8 +21,6 @@ const MAX_GAS: u64 = 200_000;
 const MAX_COST: u128 = 1_000_000_000_000_000;
 /// So many times the first cost must be there, for raised fees.
 const RESERVE: u128 = 3;
-/// An order that is not mined so long before its end is made void, seconds.
-const VOID_BEFORE_SECS: u64 = 60;
 
 /// Gas for an order's transfer: `None` when the wallet cannot pay for it, or it would cost too much.
 pub(super) async fn gas_for(inner: &Inner, offer: &OrderOffer) -> Result<Option<Gas>, ChainError> {
@@ -150,7 +148,7 @@ async fn push(
 ) -> Result<(), PayError> {
     let Some(last) = forms.last() else { return Ok(()) };
     let late = sent.is_some_and(|since| since.elapsed() >= inner.config.tuning.bump);
-    let ending = drive::now(inner).saturating_add(VOID_BEFORE_SECS) >= expires;
+    let ending = drive::now(inner).saturating_add(inner.config.tuning.void_before.as_secs()) >= expires;
     let form = if (ending && !last.void) || (late && affordable(last)) {
         *sent = Some(Instant::now());
         raise(inner, intent, last, ending || last.void).await?

@@ -218,9 +218,9 @@ pub struct Checkpoint {
     pub payer: EvmAddress,
 }
 
-/// One record.
+/// One record. Tagged from outside: amounts are read from their source text, which serde's inner tags do not keep.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Record {
     /// A payment was signed.
     Intent(Box<Intent>),

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::{Asker, Client, Fetch, Fetched, PayError, Request, State};
@@ -28,21 +27,9 @@ pub fn pause_after(failures: u32) -> Duration {
     Duration::from_secs(5).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(300))
 }
 
-/// Whether credits should be bought. A balance that is not known buys nothing, and one that was last heard before
-/// the last purchase does not count it yet.
-pub fn is_due(
-    rules: &TopupRules,
-    credits: MicroUsd,
-    known: bool,
-    as_of: Option<DateTime<Utc>>,
-    bought: Option<DateTime<Utc>>,
-) -> bool {
-    let counted = match (as_of, bought) {
-        (_, None) => true,
-        (Some(heard), Some(bought)) => heard > bought,
-        (None, Some(_)) => false,
-    };
-    known && counted && rules.amount > MicroUsd::ZERO && credits < rules.below
+/// Whether credits should be bought. A balance that is not known buys nothing.
+pub fn is_due(rules: &TopupRules, credits: MicroUsd, known: bool) -> bool {
+    known && rules.amount > MicroUsd::ZERO && credits < rules.below
 }
 
 impl Client {
@@ -81,24 +68,15 @@ pub fn succeeded(fetched: &Fetched) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::TimeDelta;
 
     #[test]
-    fn credits_are_bought_below_the_bound_and_not_before_the_last_purchase_counts() {
+    fn credits_are_bought_below_the_bound_when_they_are_known() {
         let rules = TopupRules { below: MicroUsd::from_usdc(12), amount: MicroUsd::from_usdc(10) };
-        let (t0, t1) = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH + TimeDelta::seconds(1));
-        let due = |credits: i64, known, as_of, bought| {
-            is_due(&rules, MicroUsd::from_micros(credits), known, as_of, bought)
-        };
-        assert!(due(11_999_999, true, Some(t0), None));
-        assert!(due(-5, true, None, None));
-        assert!(!due(12_000_000, true, Some(t0), None));
-        assert!(!due(0, false, None, None));
-        assert!(!due(0, true, Some(t0), Some(t1)));
-        assert!(!due(0, true, Some(t1), Some(t1)));
-        assert!(due(0, true, Some(t1), Some(t0)));
+        let due = |micros: i64, known| is_due(&rules, MicroUsd::from_micros(micros), known);
+        assert!(due(11_999_999, true) && due(-5, true));
+        assert!(!due(12_000_000, true) && !due(0, false));
         let off = TopupRules { amount: MicroUsd::ZERO, ..rules };
-        assert!(!is_due(&off, MicroUsd::ZERO, true, None, None));
+        assert!(!is_due(&off, MicroUsd::ZERO, true));
     }
 
     #[test]
