@@ -40,9 +40,8 @@ pub(crate) async fn report(core: Arc<Core>, client: Client) {
                 }
             }
         }
-        match tokio::time::timeout(LOOK, changes.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+            return;
         }
     }
 }
