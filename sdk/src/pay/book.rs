@@ -94,7 +94,8 @@ impl Book {
         let mut book = Self { journal, compact_at, content };
         if found.damaged > 0 {
             tracing::error!(bytes = found.damaged, "the payment journal is damaged");
-            book.content.suspect = Some(format!("{} bytes of the payment journal are damaged", found.damaged));
+            book.content.suspect =
+                Some(format!("{} bytes of the payment journal are damaged", found.damaged));
             // Put aside, then written anew, so that the damage is told once.
             book.journal.put_aside()?;
             book.compact()?;
