@@ -77,6 +77,11 @@ export async function stage(options) {
             return hash
         },
         mine: (blocks = 1) => rpc('anvil_mine', `0x${blocks.toString(16)}`),
+        /** A block every half second beside those of transactions, as larger payments need to be final. Returns its end. */
+        ticking() {
+            const timer = setInterval(() => rpc('anvil_mine', '0x1').catch(() => {}), 500)
+            return () => clearInterval(timer)
+        },
         async advance(seconds) {
             await rpc('evm_increaseTime', seconds)
             await rpc('anvil_mine', '0x1')

@@ -348,6 +348,10 @@ describe('budgets', () => {
 })
 
 describe('the control plane is paid by the daemon', () => {
+    let still
+    before(() => { still = chain.ticking() })
+    after(() => still())
+
     test('by order, with gas of its own, when the server takes orders only', async () => {
         const orders = await startServer({ chain, settle: 'none' })
         const buyer = await machine(orders, { chain, usdc: 5_000_000 })
