@@ -273,6 +273,7 @@ impl Agent {
         client.resume();
         let core = &self.0.core;
         let mut tasks = vec![tokio::spawn(keep::report(Arc::clone(core), client.clone())).abort_handle()];
+        tasks.push(tokio::spawn(keep::compare(client.clone())).abort_handle());
         if let Some(rules) = topup {
             let alive = keep::alive(Arc::clone(core), client.clone(), rules);
             tasks.push(tokio::spawn(alive).abort_handle());

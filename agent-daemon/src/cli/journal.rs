@@ -1,13 +1,16 @@
 //! `otonix-agent journal` and `otonix-agent pins`: what was paid, and who.
 
+use std::path::Path;
+
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use http::Method;
-use otonix_sdk::pay::Client;
+use otonix_sdk::pay::Records;
 use serde_json::{Value, json};
 
 use super::client::{self, Call};
 use super::{Place, load_config, runtime, say};
+use crate::config::Config;
 use crate::{app, payments};
 
 /// `journal`.
@@ -55,7 +58,7 @@ async fn ask(
     place: &Place,
     method: Method,
     path: &str,
-    alone: impl AsyncFnOnce(Client) -> anyhow::Result<Value>,
+    alone: impl AsyncFnOnce(&Path, Config) -> anyhow::Result<Value>,
 ) -> anyhow::Result<Value> {
     let socket = place.socket();
     if client::listens(&socket).await {
@@ -66,21 +69,27 @@ async fn ask(
     app::harden();
     let state_dir = place.state_dir();
     let config = load_config(place, &state_dir)?;
-    alone(payments::alone(&config, &state_dir, None)?).await
+    alone(&state_dir, config).await
+}
+
+/// The journal of a state directory that no daemon runs on.
+fn records(state_dir: &Path) -> anyhow::Result<Records> {
+    Ok(Records::open(&state_dir.join(payments::FOLDER))?)
 }
 
 impl Journal {
     pub(super) fn run(self, place: &Place) -> anyhow::Result<()> {
         match self.what {
             None | Some(JournalCommand::List) => {
-                let listing = ask(place, Method::GET, "/v1/payments", async |client| {
-                    Ok(serde_json::to_value(client.payments())?)
+                let listing = ask(place, Method::GET, "/v1/payments", async |dir, _| {
+                    Ok(serde_json::to_value(records(dir)?.payments())?)
                 });
                 let payments = runtime()?.block_on(listing)?;
                 self.show(&payments);
             }
             Some(JournalCommand::Reconcile) => {
-                let reconciling = ask(place, Method::POST, "/v1/payments/reconcile", async |client| {
+                let reconciling = ask(place, Method::POST, "/v1/payments/reconcile", async |dir, config| {
+                    let client = payments::alone(&config, dir, None)?;
                     let found = client.reconcile().await?;
                     Ok(json!({ "reconciled": found, "standstill": client.standstill() }))
                 });
@@ -127,8 +136,8 @@ impl Pins {
     pub(super) fn run(self, place: &Place) -> anyhow::Result<()> {
         match self.what {
             PinsCommand::List { json } => {
-                let listing = ask(place, Method::GET, "/v1/pins", async |client| {
-                    let pins = client.pins().into_iter();
+                let listing = ask(place, Method::GET, "/v1/pins", async |dir, _| {
+                    let pins = records(dir)?.pins().into_iter();
                     Ok(pins.map(|(origin, pay_to)| json!({ "origin": origin, "payTo": pay_to })).collect())
                 });
                 let pins = runtime()?.block_on(listing)?;
@@ -143,8 +152,8 @@ impl Pins {
             }
             PinsCommand::Remove { origin } => {
                 let path = format!("/v1/pins?{origin}");
-                let removing = ask(place, Method::DELETE, &path, async |client| {
-                    Ok(json!({ "removed": client.unpin(origin.clone()).await? }))
+                let removing = ask(place, Method::DELETE, &path, async |dir, _| {
+                    Ok(json!({ "removed": records(dir)?.unpin(origin.clone())? }))
                 });
                 let removed = runtime()?.block_on(removing)?;
                 if removed["removed"] != true {

@@ -35,6 +35,8 @@ pub struct Entry {
     pub tx_hash: Option<String>,
     /// How it ended.
     pub end: Option<End>,
+    /// Whether money has moved, by the chain's last word; asked of what was delivered.
+    pub moved: Option<bool>,
     /// The last state that the link has.
     pub told: Option<State>,
 }
@@ -182,6 +184,12 @@ impl Content {
                     entry.end = Some(end);
                 }
             }
+            Record::Checked { id, moved, tx_hash } => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.moved = Some(moved);
+                    entry.tx_hash = tx_hash.or(entry.tx_hash.take());
+                }
+            }
             Record::Refused(refusal) => self.decline(refusal),
             Record::Told { id, state } => {
                 if let Some(entry) = self.entries.get_mut(&id) {
@@ -212,8 +220,15 @@ impl Content {
         if let Some(key) = &intent.key {
             self.keys.insert(key.clone(), intent.id);
         }
-        let entry =
-            Entry { state: State::Signed, paid_at: None, tx_hash: None, end: None, told: None, intent };
+        let entry = Entry {
+            state: State::Signed,
+            paid_at: None,
+            tx_hash: None,
+            end: None,
+            moved: None,
+            told: None,
+            intent,
+        };
         self.entries.entry(entry.intent.id).or_insert(entry);
     }
 
@@ -253,6 +268,7 @@ impl Content {
                 records.push(Record::Paid { id, at, tx_hash: entry.tx_hash.clone() });
             }
             records.extend(entry.end.clone().map(Record::Ended));
+            records.extend(entry.moved.map(|moved| Record::Checked { id, moved, tx_hash: None }));
             records.extend(entry.told.map(|state| Record::Told { id, state }));
         }
         for declined in self.refusals.values() {
@@ -279,6 +295,11 @@ impl Content {
         self.open().find(|entry| entry.intent.digest == digest)
     }
 
+    /// Delivered, and not yet compared with the chain's last word.
+    pub fn unchecked(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().filter(|entry| entry.state == State::Settled && entry.moved.is_none())
+    }
+
     /// Intents that are not over.
     pub fn open(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values().filter(|entry| !entry.state.is_terminal())
@@ -292,6 +313,9 @@ impl Content {
                 State::Paid | State::Settled | State::PaidUndelivered => false,
                 State::Refused | State::ExpiredUnspent => return None,
             };
+            if entry.moved == Some(false) {
+                return None;
+            }
             let intent = &entry.intent;
             Some(Spent { at: intent.at, amount: intent.amount, asker: intent.asker, open })
         });

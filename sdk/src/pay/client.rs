@@ -132,12 +132,15 @@ impl Client {
 
     /// Every payment that the journal still has, newest first.
     pub fn payments(&self) -> Vec<Payment> {
-        let book = locked(&self.0.book);
-        let content = book.content();
-        let refused = content.refusals.values().map(|declined| of_refusal(&declined.refusal));
-        let mut all: Vec<Payment> = content.entries.values().map(of_entry).chain(refused).collect();
-        all.sort_by_key(|payment| std::cmp::Reverse(payment.intent_id));
-        all
+        listed(locked(&self.0.book).content())
+    }
+
+    /// Compares what was delivered with the chain's last word.
+    ///
+    /// # Errors
+    /// [`PayError::Journal`].
+    pub async fn check_delivered(&self) -> Result<(), PayError> {
+        drive::check_delivered(&self.0).await
     }
 
     /// Counts changes of payments.
@@ -226,6 +229,7 @@ impl Client {
         let inner = &self.0;
         let mut ready = inner.ready.lock().await;
         check::run(inner).await?;
+        drive::check_delivered(inner).await?;
         *ready = true;
         let at = inner.clock.now();
         let wait_until =
@@ -514,8 +518,10 @@ impl Inner {
 fn known_in(content: &super::book::Content, fetch: &Fetch, digest: &str) -> Result<Option<Uuid>, PayError> {
     match &fetch.key {
         Some(key) => match content.by_key(key) {
-            Some(entry) if entry.intent.digest == digest => Ok(Some(entry.intent.id)),
-            Some(_) => Err(PayError::KeyReused),
+            Some(entry) if entry.intent.digest != digest => Err(PayError::KeyReused),
+            // It never moved money, so paying now is paying once.
+            Some(entry) if entry.state == State::ExpiredUnspent => Ok(None),
+            Some(entry) => Ok(Some(entry.intent.id)),
             None => Ok(None),
         },
         None => Ok(content.open_like(digest).map(|entry| entry.intent.id)),
@@ -539,6 +545,14 @@ pub(super) fn micros(units: u128) -> MicroUsd {
     MicroUsd::from_micros(i64::try_from(units).unwrap_or(i64::MAX))
 }
 
+/// Every payment of a journal, newest first.
+pub(super) fn listed(content: &super::book::Content) -> Vec<Payment> {
+    let refused = content.refusals.values().map(|declined| of_refusal(&declined.refusal));
+    let mut all: Vec<Payment> = content.entries.values().map(of_entry).chain(refused).collect();
+    all.sort_by_key(|payment| std::cmp::Reverse(payment.intent_id));
+    all
+}
+
 pub(super) fn of_entry(entry: &Entry) -> Payment {
     let intent = &entry.intent;
     let end = entry.end.as_ref();
@@ -554,6 +568,7 @@ pub(super) fn of_entry(entry: &Entry) -> Payment {
         detail: end.and_then(|end| end.detail.clone()),
         created_at: intent.at,
         ended_at: end.map(|end| end.at),
+        moved: entry.moved,
     }
 }
 
@@ -570,6 +585,7 @@ fn of_refusal(refusal: &Refusal) -> Payment {
         detail: Some(format!("{}: {}", refusal.code, refusal.detail)),
         created_at: refusal.at,
         ended_at: Some(refusal.at),
+        moved: Some(false),
     }
 }
 

@@ -186,6 +186,51 @@ async fn state_of(
     Ok(if used { View::Used(None) } else { View::Never })
 }
 
+/// Asks the chain's last word on what was delivered: whether the seller has taken the money.
+pub(super) async fn check_delivered(inner: &Arc<Inner>) -> Result<(), PayError> {
+    let unchecked = inner.book(|book| {
+        let entries = book.content().unchecked();
+        entries.map(|entry| entry.intent.clone()).collect::<Vec<_>>()
+    });
+    for intent in unchecked.await? {
+        let id = intent.id;
+        let checked = match &intent.way {
+            // Its transfer was seen before anything was asked for with it.
+            Signature::Order { .. } => Record::Checked { id, moved: true, tx_hash: None },
+            Signature::Exact { nonce, valid_before, .. } => {
+                match last_word(inner, &intent, *nonce, *valid_before).await {
+                    Ok(Some((moved, found))) => {
+                        Record::Checked { id, moved, tx_hash: found.map(|hash| hash.to_string()) }
+                    }
+                    Ok(None) | Err(_) => continue,
+                }
+            }
+        };
+        inner.book(move |book| book.note(vec![checked])).await??;
+    }
+    Ok(())
+}
+
+/// Whether an authorization was carried out, when that can never change any more.
+async fn last_word(
+    inner: &Arc<Inner>,
+    intent: &Intent,
+    nonce: Hash,
+    valid_before: u64,
+) -> Result<Option<(bool, Option<Hash>)>, ChainError> {
+    match state_of(inner, intent, nonce, valid_before).await? {
+        View::Never => Ok(Some((false, None))),
+        View::Used(found) => {
+            let Some(last) = inner.rpc.block(At::Finalized).await? else { return Ok(None) };
+            let (payer, asset) = (inner.wallet.address(), inner.config.rules.asset);
+            let at = At::Number(last.number);
+            let is_final = inner.rpc.authorization_state(asset, payer, nonce.0, at).await?;
+            Ok(is_final.then_some((true, found)))
+        }
+        View::Unused | View::Unknown => Ok(None),
+    }
+}
+
 /// Unix time, seconds.
 pub(super) fn now(inner: &Inner) -> u64 {
     u64::try_from(inner.clock.now().timestamp()).unwrap_or_default()

@@ -17,6 +17,19 @@ const LOOK: Duration = Duration::from_secs(15);
 /// How long a purchase may take to show in the balance before the next one is thought of.
 const SETTLE: Duration = Duration::from_secs(90);
 
+/// How often what was delivered is compared with the chain.
+const COMPARE: Duration = Duration::from_secs(60);
+
+/// Compares what was delivered with the chain's last word, for ever.
+pub(crate) async fn compare(client: Client) {
+    loop {
+        tokio::time::sleep(COMPARE).await;
+        if let Err(error) = client.check_delivered().await {
+            tracing::warn!(%error, "failed to compare what was delivered with the chain");
+        }
+    }
+}
+
 /// Hands every state of every payment to the link, once each, also those of an earlier life.
 pub(crate) async fn report(core: Arc<Core>, client: Client) {
     let mut changes = client.changes();
@@ -51,11 +64,17 @@ pub(crate) async fn alive(core: Arc<Core>, client: Client, rules: TopupRules) {
     let mut standings = core.keeper.changes();
     let mut failures = 0;
     let mut quiet_until = Instant::now();
+    // What the balance was before the last purchase, until it shows.
+    let mut before: Option<MicroUsd> = None;
     loop {
         standings.borrow_and_update();
         let standing = core.keeper.current();
         let tier = if standing.killed { SurvivalTier::Terminated } else { standing.survival_tier };
         let due = topup::is_due(&rules, standing.credits, standing.known) && !standing.killed;
+        if before.is_some_and(|before| standing.credits > before) {
+            before = None;
+            quiet_until = Instant::now();
+        }
         if !due {
             failures = 0;
             quiet_until = Instant::now();
@@ -65,6 +84,7 @@ pub(crate) async fn alive(core: Arc<Core>, client: Client, rules: TopupRules) {
                     let amount = fetched.payment.map_or(MicroUsd::ZERO, |payment| payment.amount);
                     tracing::info!(%amount, "credits were bought");
                     failures = 0;
+                    before = Some(standing.credits);
                     SETTLE
                 }
                 Ok(Some(fetched)) => {

@@ -147,6 +147,46 @@ pub struct Payment {
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<DateTime<Utc>>,
+    /// Whether money has moved, by the chain's last word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<bool>,
+}
+
+/// The journal of a folder that no client has open: what was paid, and who, without wallet or chain.
+#[derive(Debug)]
+pub struct Records(book::Book);
+
+impl Records {
+    /// Opens a folder's journal.
+    ///
+    /// # Errors
+    /// [`JournalError`], also when a client has it.
+    pub fn open(dir: &std::path::Path) -> Result<Self, JournalError> {
+        book::Book::open(dir).map(Self)
+    }
+
+    /// Every payment that the journal still has, newest first.
+    pub fn payments(&self) -> Vec<Payment> {
+        client::listed(self.0.content())
+    }
+
+    /// Payees by origin.
+    pub fn pins(&self) -> Vec<(String, String)> {
+        let pins = self.0.content().pins.iter();
+        pins.map(|(origin, payee)| (origin.clone(), payee.to_string())).collect()
+    }
+
+    /// Forgets the payee of an origin; false when there is none.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn unpin(&mut self, origin: String) -> Result<bool, JournalError> {
+        let known = self.0.content().pins.contains_key(&origin);
+        if known {
+            self.0.commit(vec![record::Record::Unpin { origin }])?;
+        }
+        Ok(known)
+    }
 }
 
 /// Why nothing was paid. Whatever it is, nothing was signed for this request.

@@ -242,6 +242,15 @@ pub enum Record {
     },
     /// An intent ended.
     Ended(End),
+    /// The chain's last word on a payment that was delivered.
+    Checked {
+        /// Which.
+        id: Uuid,
+        /// False: the seller delivered, and never took the money.
+        moved: bool,
+        /// The transaction, when it was found.
+        tx_hash: Option<String>,
+    },
     /// A payment was not made.
     Refused(Refusal),
     /// The link has the event of this state.

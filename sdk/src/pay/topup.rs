@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Asker, Client, Fetch, Fetched, PayError, Request, State};
+use crate::clock::new_id;
 use crate::money::MicroUsd;
 use crate::standing::SurvivalTier;
 
@@ -52,7 +53,10 @@ impl Client {
         let request = Request {
             method: "POST".to_owned(),
             url: format!("{}{}", self.rules().server, self.rules().topup_path),
-            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+            headers: vec![
+                ("content-type".to_owned(), "application/json".to_owned()),
+                ("idempotency-key".to_owned(), new_id().to_string()),
+            ],
             body: body.into_bytes(),
         };
         let fetch = Fetch { request, max_amount: amount, key: None, asker: Asker::Topup, tier };

@@ -60,7 +60,9 @@ async fn a_payment_that_is_never_taken_expires_and_gives_its_budget_back() {
     world.rules.max_hour = crate::world::usdc("0.01");
     let client = world.client().await;
     let seller = seller(&world, Manner::Refuses(402)).await;
-    let fetched = client.fetch(post(&seller.url(), "{}")).await.expect("signed");
+    let mut keyed = post(&seller.url(), "{}");
+    keyed.key = Some("k".to_owned());
+    let fetched = client.fetch(keyed.clone()).await.expect("signed");
     assert_eq!(state(&fetched), State::Signed);
     assert_eq!(fetched.answer.expect("an answer").status, 402);
     // While it can still move money, its budget is taken.
@@ -71,8 +73,32 @@ async fn a_payment_that_is_never_taken_expires_and_gives_its_budget_back() {
     assert_eq!(over(&client, fetched.id).await, State::ExpiredUnspent);
     assert!(world.moved().is_empty());
     seller.be(Manner::Honest);
+    let third = client.fetch(keyed).await.expect("paid");
+    assert_eq!(state(&third), State::Settled);
+    assert_ne!(third.id, fetched.id, "the key was never paid, so it is paid now");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_delivered_and_never_taken_is_not_spent() {
+    let mut world = World::with(1_000_000).await;
+    world.rules.max_hour = crate::world::usdc("0.01");
+    let client = world.client().await;
+    let seller = seller(&world, Manner::Refuses(200)).await;
+    let fetched = client.fetch(post(&seller.url(), "{}")).await.expect("delivered");
+    assert_eq!(state(&fetched), State::Settled);
+    client.check_delivered().await.expect("the journal");
+    seller.be(Manner::Honest);
+    let second = client.fetch(post(&seller.url(), "{\"n\":2}")).await;
+    assert!(matches!(second, Err(PayError::Denied(_))), "it may still be taken: {second:?}");
+    world.chain.advance(60 + 13);
+    world.chain.mine(70);
+    client.check_delivered().await.expect("the journal");
+    assert_eq!(client.payment(fetched.id).and_then(|(payment, _)| payment.moved), Some(false));
     let third = client.fetch(post(&seller.url(), "{\"n\":3}")).await.expect("paid");
     assert_eq!(state(&third), State::Settled);
+    world.chain.mine(70);
+    client.check_delivered().await.expect("the journal");
+    assert_eq!(client.payment(third.id).and_then(|(payment, _)| payment.moved), Some(true));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

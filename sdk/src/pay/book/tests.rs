@@ -150,6 +150,11 @@ fn only_what_never_moves_gives_its_budget_back() {
     let totals = book.content().totals(at(0));
     assert_eq!((totals.day.micros(), totals.outstanding.micros()), (11_011, 1));
     assert_eq!(book.content().totals(at(2)).day.micros(), 1);
+    let checked = |moved| Record::Checked { id: intents[1].id, moved, tx_hash: None };
+    book.commit(vec![checked(true)]).expect("commits");
+    assert_eq!(book.content().totals(at(0)).day.micros(), 11_011);
+    book.commit(vec![checked(false)]).expect("commits");
+    assert_eq!(book.content().totals(at(0)).day.micros(), 11_001, "delivered, and never taken");
 }
 
 #[test]
