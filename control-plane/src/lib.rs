@@ -3,6 +3,7 @@
 pub mod app;
 pub mod auth;
 pub mod config;
+pub mod demand;
 pub mod doctor;
 pub mod error;
 pub mod fleet;
@@ -16,4 +17,6 @@ pub mod rest;
 pub mod serve;
 pub mod service;
 pub mod store;
+pub mod treasury;
+pub mod upstream;
 pub mod worker;

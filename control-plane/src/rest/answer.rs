@@ -52,7 +52,8 @@ pub fn written<T: Serialize>(call: &Call, status: StatusCode, done: Written<T>) 
     }
 }
 
-fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
+/// An answer that was kept, unless it was to another request.
+pub fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
     if idem.is_some_and(|idem| idem.fingerprint != answer.fingerprint) {
         return Error::conflict(
             ErrorCode::IdempotencyKeyReused,
@@ -66,7 +67,11 @@ fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
         && let Ok(problem) = serde_json::from_str::<Problem>(&answer.body)
     {
         let code = ErrorCode::parse(&problem.code).unwrap_or(ErrorCode::Conflict);
-        response.extensions_mut().insert(problem::Pending { code, detail: problem.detail });
+        response.extensions_mut().insert(problem::Pending {
+            code,
+            detail: problem.detail,
+            more: serde_json::Map::new(),
+        });
     }
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
     response

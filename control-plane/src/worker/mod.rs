@@ -24,6 +24,8 @@ pub mod grace;
 pub mod healing;
 pub mod liveness;
 pub mod peers;
+pub mod settler;
+pub mod treasury;
 
 /// How long a lease lasts; a replica that does not renew it loses the work.
 const LEASE_SECS: i64 = 15;
@@ -111,6 +113,10 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
         async move { liveness.lock().await.run_once(&app).await }
     }));
     peers::start(app, stop, tracker);
+    settler::start(app, stop, tracker);
+    if app.payments.is_some() {
+        worker!("chain", second, treasury::watch_chain);
+    }
 }
 
 /// Two clocks read together: one that can be set, one that cannot.
