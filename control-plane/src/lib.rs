@@ -13,6 +13,7 @@ pub mod limits;
 pub mod links;
 pub mod metrics;
 pub mod net;
+pub mod reconcile;
 pub mod rest;
 pub mod serve;
 pub mod service;

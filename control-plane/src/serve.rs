@@ -20,6 +20,7 @@ use crate::app::App;
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
+use crate::reconcile::{Reconciled, reconcile};
 use crate::rest;
 use crate::service::payments::Payments;
 use crate::store::writer::Target;
@@ -253,12 +254,15 @@ pub async fn migrate_only(settings: &Settings) -> anyhow::Result<Vec<&'static st
     Ok(migrate::migrate(&db).await?)
 }
 
-/// Reads the books.
+/// Reads the books, and the chain beside them when one is configured.
 ///
 /// # Errors
-/// When the database cannot be read.
-pub async fn books(settings: &Settings) -> anyhow::Result<audit::Books> {
+/// When the database or the chain cannot be read.
+pub async fn books(settings: &Settings) -> anyhow::Result<(audit::Books, Option<Reconciled>)> {
     let db = Db::connect(settings.database.expose()).await.context("the database")?;
     let mut conn = db.dedicated().await?;
-    Ok(audit::books(&mut conn).await?)
+    // The chain comes last: what is booked meanwhile is on it already.
+    let books = audit::books(&mut conn).await?;
+    let chain = reconcile(settings, &db).await?;
+    Ok((books, chain))
 }

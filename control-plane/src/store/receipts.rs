@@ -93,9 +93,6 @@ impl TryFrom<ReceiptRead> for Receipt {
     }
 }
 
-const COLUMNS: &str = "chain, tx_hash, log_index, kind, status, block_number, block_hash, block_time, from_address, \
-    to_address, amount, agent_id, sale_id, missing_since";
-
 /// Takes a transfer for a use; `false` when it was used before.
 ///
 /// # Errors
@@ -164,20 +161,7 @@ pub async fn of_transaction(
     rows.into_iter().map(Receipt::try_from).collect()
 }
 
-/// Receipts that may still leave the chain, oldest first, after a place.
-///
-/// # Errors
-/// [`StoreError`] when the database refuses or is away.
-pub async fn not_final(conn: &mut Conn, chain: i64, limit: i64) -> Result<Vec<Receipt>, StoreError> {
-    const SQL: &str = "SELECT chain, tx_hash, log_index, kind, status, block_number, block_hash, block_time, \
-        from_address, to_address, amount, agent_id, sale_id, missing_since FROM receipts \
-        WHERE status <> 'final' AND chain = $1 ORDER BY block_number LIMIT $2";
-    let rows: Vec<ReceiptRead> =
-        on!(conn, |c| sqlx::query_as(SQL).bind(chain).bind(limit).fetch_all(c).await?);
-    rows.into_iter().map(Receipt::try_from).collect()
-}
-
-/// Every transfer in some blocks, and those of later blocks too when `to` is the largest number.
+/// Every transfer that was booked.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
@@ -185,7 +169,6 @@ pub async fn all(conn: &mut Conn, chain: i64) -> Result<Vec<Receipt>, StoreError
     const SQL: &str = "SELECT chain, tx_hash, log_index, kind, status, block_number, block_hash, block_time, \
         from_address, to_address, amount, agent_id, sale_id, missing_since FROM receipts WHERE chain = $1 \
         ORDER BY block_number";
-    debug_assert!(SQL.contains(COLUMNS));
     let rows: Vec<ReceiptRead> = on!(conn, |c| sqlx::query_as(SQL).bind(chain).fetch_all(c).await?);
     rows.into_iter().map(Receipt::try_from).collect()
 }
@@ -224,6 +207,68 @@ pub async fn set_kind(tx: &mut Tx, row: &Receipt) -> Result<(), StoreError> {
         .bind(row.tx_hash.to_vec())
         .bind(row.log_index)
         .bind(&row.kind)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
+/// A block that has receipts which may still leave the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Its height.
+    pub number: i64,
+    /// Its hash, as it was seen.
+    pub hash: [u8; 32],
+    /// Whether some of its receipts are missing or reversed.
+    pub troubled: bool,
+}
+
+/// Blocks whose receipts may still leave the chain, newest first.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn open_blocks(conn: &mut Conn, chain: i64, limit: i64) -> Result<Vec<Seen>, StoreError> {
+    const SQL: &str = "SELECT block_number, block_hash, CAST(MAX(CASE WHEN status = 'reversed' OR missing_since \
+        IS NOT NULL THEN 1 ELSE 0 END) AS BIGINT) FROM receipts WHERE status <> 'final' AND chain = $1 \
+        GROUP BY block_number, block_hash ORDER BY block_number DESC LIMIT $2";
+    let rows: Vec<(i64, Vec<u8>, i64)> =
+        on!(conn, |c| sqlx::query_as(SQL).bind(chain).bind(limit).fetch_all(c).await?);
+    rows.into_iter()
+        .map(|(number, bytes, troubled)| {
+            Ok(Seen { number, hash: hash("receipts", "block_hash", bytes)?, troubled: troubled != 0 })
+        })
+        .collect()
+}
+
+/// The receipts of a block that may still leave the chain.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn in_block(conn: &mut Conn, chain: i64, block: &Seen) -> Result<Vec<Receipt>, StoreError> {
+    const SQL: &str = "SELECT chain, tx_hash, log_index, kind, status, block_number, block_hash, block_time, \
+        from_address, to_address, amount, agent_id, sale_id, missing_since FROM receipts \
+        WHERE status <> 'final' AND chain = $1 AND block_number = $2 AND block_hash = $3";
+    let rows: Vec<ReceiptRead> = on!(conn, |c| sqlx::query_as(SQL)
+        .bind(chain)
+        .bind(block.number)
+        .bind(block.hash.to_vec())
+        .fetch_all(c)
+        .await?);
+    rows.into_iter().map(Receipt::try_from).collect()
+}
+
+/// Notes that the receipts of a block can leave the chain no more.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn close_block(tx: &mut Tx, chain: i64, block: &Seen) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE receipts SET status = 'final' WHERE status = 'granted' AND missing_since IS NULL \
+        AND chain = $1 AND block_number = $2 AND block_hash = $3";
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(chain)
+        .bind(block.number)
+        .bind(block.hash.to_vec())
         .execute(c)
         .await?
         .rows_affected());

@@ -3,11 +3,13 @@
 //! Nothing is offered and nothing decided while the chain is away, is another chain than configured, or has another
 //! token at the asset's address. Every answer about a transfer is checked against the block that the chain has now.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use otonix_sdk::chain::usdc::{self, Facts, TransferAuthorization};
 use otonix_sdk::chain::{At, Block, ChainError, EvmAddress, Fees, Hash, Log, Receipt, Rpc, Transaction};
 use otonix_sdk::x402::eip3009::Domain;
@@ -18,6 +20,8 @@ use crate::treasury::{Depth, PaymentSettings};
 
 /// A head as old as this is new enough to quote a price by.
 const FRESH: Duration = Duration::from_millis(250);
+/// How many quotes a second ask for the very newest block.
+const QUOTES_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 /// How long a quote waits for a newer head.
 const QUOTE_WAIT: Duration = Duration::from_millis(200);
 /// For so long the last good answer counts when the chain does not answer.
@@ -98,6 +102,8 @@ pub struct Chain {
     state: Mutex<State>,
     asking: tokio::sync::Mutex<()>,
     gas_is_there: AtomicBool,
+    /// How often quotes may ask for the very newest block.
+    quotes: DefaultDirectRateLimiter,
 }
 
 impl Chain {
@@ -115,6 +121,7 @@ impl Chain {
             state: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
             gas_is_there: AtomicBool::new(true),
+            quotes: RateLimiter::direct(Quota::per_second(QUOTES_PER_SECOND)),
         })
     }
 
@@ -155,15 +162,17 @@ impl Chain {
         self.gas_is_there.load(Ordering::Relaxed)
     }
 
-    /// The chain as it is good enough to quote a price by: hardly ever waits.
+    /// The chain as it is good enough to quote a price by: hardly ever waits. The head is as it is at this moment,
+    /// unless there are more questions than the chain should be asked; then it is a little older.
     ///
     /// # Errors
     /// [`Trouble`] when it cannot be relied on.
     pub async fn ready(&self) -> Result<Ready, Trouble> {
-        if let Some(ready) = self.known(FRESH) {
+        let most = if self.quotes.check().is_ok() { Duration::ZERO } else { FRESH };
+        if let Some(ready) = self.known(most) {
             return Ok(ready);
         }
-        match tokio::time::timeout(QUOTE_WAIT, self.head(FRESH)).await {
+        match tokio::time::timeout(QUOTE_WAIT, self.head(most)).await {
             Ok(Ok(head)) => self.with_facts(head),
             Ok(Err(error @ (Trouble::WrongChain(_) | Trouble::WrongToken(_)))) => Err(error),
             Ok(Err(error)) => self.known(LAST_GOOD).ok_or(error),

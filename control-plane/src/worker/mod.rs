@@ -20,6 +20,8 @@ use crate::store::writer::{Target, Tx};
 pub mod beats;
 pub mod calendar;
 pub mod commands;
+pub mod deposits;
+pub mod finality;
 pub mod grace;
 pub mod healing;
 pub mod liveness;
@@ -116,6 +118,12 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     settler::start(app, stop, tracker);
     if app.payments.is_some() {
         worker!("chain", second, treasury::watch_chain);
+        worker!("deposits", second * 3, deposits::run_once);
+        let finality = Arc::new(tokio::sync::Mutex::new(finality::Finality::default()));
+        tracker.spawn(every(Arc::clone(app), "finality", second * 3, stop.clone(), move |app| {
+            let finality = Arc::clone(&finality);
+            async move { finality.lock().await.run_once(&app).await }
+        }));
     }
 }
 

@@ -36,6 +36,7 @@ pub mod budget;
 pub mod exact;
 pub mod goods;
 pub mod lists;
+pub mod movements;
 pub mod order_id;
 pub mod proof;
 pub mod settlement;
