@@ -83,7 +83,7 @@ struct Options {
     /// Connections that break and come back per second, over the whole fleet.
     #[arg(long, default_value_t = 0.0)]
     churn: f64,
-    /// Connections of rest-heartbeat, rest-action and rest-list.
+    /// Connections of rest-heartbeat, rest-action, rest-list and rest-unpaid.
     #[arg(long, default_value_t = 64)]
     connections: usize,
     /// Body of a rest heartbeat.
@@ -122,6 +122,7 @@ enum Transport {
     RestAction,
     RestList,
     RestIdle,
+    RestUnpaid,
 }
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -168,7 +169,9 @@ async fn run(options: Options) -> Result<Value, Failure> {
     let before = watched.usage();
     let connections = match options.transport {
         Transport::Grpc | Transport::RestIdle => ids.len(),
-        Transport::RestHeartbeat | Transport::RestAction | Transport::RestList => options.connections,
+        Transport::RestHeartbeat | Transport::RestAction | Transport::RestList | Transport::RestUnpaid => {
+            options.connections
+        }
     };
     let stats = Arc::new(Stats::new(connections));
     let sending = match options.transport {
@@ -285,6 +288,7 @@ fn start_requests(
     let work = match options.transport {
         Transport::RestAction => Work::Action,
         Transport::RestList => Work::List,
+        Transport::RestUnpaid => Work::Unpaid,
         Transport::Grpc | Transport::RestIdle | Transport::RestHeartbeat => Work::Heartbeat,
     };
     let every = (options.rate > 0.0).then(|| Duration::from_secs_f64(1.0 / options.rate));

@@ -1,5 +1,7 @@
 """One function for each group of figures. Each returns rows: (figure, must, aim, measured, holds)."""
 
+import json
+import os
 import pathlib
 import signal
 import statistics
@@ -207,6 +209,32 @@ def start(bench):
     ]
 
 
+def money(bench):
+    """What payments cost, beside a local chain that mines at once; see tests/interop/bench.mjs."""
+    here = pathlib.Path(__file__).resolve().parent.parent / "interop"
+    subprocess.run([here / "setup"], check=True)
+    bench.postgres.sql("CREATE DATABASE money")
+    quick = ["--count", "200"] if bench.options.quick else []
+    command = ["node", here / "bench.mjs", "--seconds", str(bench.options.seconds), "--database",
+               bench.postgres.url.rsplit("/", 1)[0] + "/money", *quick]
+    done = subprocess.run(command, env=os.environ | {"OTONIX_BIN_DIR": str(bench.programs)}, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit("tests/interop/bench.mjs failed")
+    told = json.loads(done.stdout.splitlines()[-1])
+    beside = told["official_paid_per_s"]
+    beside = f" (official Express merchant: {beside:,.0f}/s)" if beside else ""
+    millis = "{:.2f} ms".format
+    return [
+        row("unpaid request to complete 402", 10_000, 30_000, told["unpaid_per_s"], per_second, False),
+        row(f"paid requests{beside}", 150, 400, told["paid_per_s"], per_second, False),
+        row("server's own time per paid request, p50", 3, 1, told["server_own_ms"], millis),
+        row("daemon's own time per payment, p50", 10, 3, told["daemon_own_ms"], millis),
+        row("verification of a signed payment", 200, 80, told["verify_us"], micros),
+        row("idle daemon with unlocked wallet, RSS", 12 * 2**20, 8 * 2**20, told["daemon_rss"],
+            lambda n: f"{n / 2**20:.1f} MiB"),
+    ]
+
+
 ALL = {
     "registration": registration,
     "heartbeat": heartbeat,
@@ -217,4 +245,5 @@ ALL = {
     "start": start,
     "daemon": daemon,
     "lists": lists,
+    "money": money,
 }

@@ -8,12 +8,12 @@
 // once. `finalized` is 2 * slots blocks behind the head; one slot unless told otherwise. The chain ends when the
 // standard input ends, and when this program dies in any way. Requires that ./setup has run.
 
-import { spawn } from 'node:child_process'
 import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { connect } from 'node:net'
 import { call } from './abi.mjs'
+import { guarded, sleep, until } from './guard.mjs'
 
 export const ASSET = '0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913'
 const IMPLEMENTATION = '0x2Ce6311ddAE708829bc0784C967b7d77D19FD779'
@@ -40,7 +40,6 @@ export const ACCOUNTS = [
 const MINTER = ACCOUNTS[0].address
 
 const require = createRequire(import.meta.url)
-const sleep = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds))
 
 /** A JSON-RPC caller for `url`. Throws with the node's code and message. */
 export function rpcAt(url) {
@@ -108,27 +107,14 @@ function anvil() {
     return require.resolve(`@foundry-rs/anvil-${process.platform}-${machine}/bin/anvil`)
 }
 
-/**
- * Starts a chain. `onExit` hears when it ends by itself. `stop()` ends it, and so does the end of this process: the
- * shell around it waits for a pipe whose other end is here.
- */
+/** Starts a chain. `onExit` hears when it ends. `stop()` ends it, and so does the end of this process. */
 export async function startChain({ blockTime = 0, port = 0, slots = 1, onExit } = {}) {
     const args = ['--port', String(port), '--chain-id', '8453', '--slots-in-an-epoch', String(slots), '--host', '127.0.0.1']
-    const watch = 'exec 3<&0 4>&2 2>/dev/null; "$0" "$@" </dev/null 2>&4 3<&- 4>&- & pid=$!; '
-        + 'trap "kill -9 $pid" EXIT; { cat <&3 >/dev/null; kill -9 $pid; } & exec 3<&-; wait $pid'
-    const child = spawn('sh', ['-c', watch, anvil(), ...args], { stdio: ['pipe', 'pipe', 'inherit'] })
-    child.stdin.on('error', () => {})
-    const bound = await new Promise((resolve, reject) => {
-        let text = ''
-        const hear = chunk => {
-            text += chunk
-            const found = /Listening on [^:]+:(\d+)/.exec(text)
-            if (found) { child.stdout.off('data', hear); child.stdout.resume(); resolve(Number(found[1])) }
-        }
-        child.stdout.on('data', hear)
-        child.once('exit', code => reject(new Error(`anvil ended (${code}): ${text}`)))
-        setTimeout(() => reject(new Error('anvil did not start in 20 s')), 20_000).unref()
-    })
+    const process = await guarded(anvil(), args)
+    const bound = Number(await until('anvil listens', 20_000, () => {
+        if (process.over()) throw new Error(`anvil ended: ${process.output()}`)
+        return /Listening on [^:]+:(\d+)/.exec(process.output())?.[1]
+    }))
     while (!await listens(bound)) await sleep(5)
     const url = `http://127.0.0.1:${bound}`
     const rpc = rpcAt(url)
@@ -137,10 +123,9 @@ export async function startChain({ blockTime = 0, port = 0, slots = 1, onExit } 
         await rpc('evm_setAutomine', false)
         await rpc('evm_setIntervalMining', blockTime)
     }
-    child.once('exit', code => onExit?.(code))
+    process.ended.then(code => onExit?.(code))
     return {
-        rpc: url, chainId: 8453, asset: ASSET, decimals: 6, minter: MINTER, accounts: ACCOUNTS,
-        stop: () => new Promise(resolve => { child.once('exit', resolve); child.stdin.end() }),
+        rpc: url, chainId: 8453, asset: ASSET, decimals: 6, minter: MINTER, accounts: ACCOUNTS, stop: process.kill,
     }
 }
 

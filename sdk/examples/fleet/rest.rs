@@ -31,6 +31,8 @@ pub enum Work {
     Action,
     /// A page of 100 agents.
     List,
+    /// A top-up without a payment, one agent after the other: what counts is the whole 402.
+    Unpaid,
 }
 
 /// What all connections share.
@@ -83,6 +85,10 @@ impl Load {
         }
     }
 
+    fn wanted(&self, status: u16) -> bool {
+        if self.work == Work::Unpaid { status == 402 } else { (200..300).contains(&status) }
+    }
+
     fn request(&self, out: &mut Vec<u8>) {
         let turn = self.next.fetch_add(1, Relaxed);
         let Some(agent) = self.agents.get(turn % self.agents.len().max(1)) else { return };
@@ -93,6 +99,7 @@ impl Load {
                 format!(r#"{{"action":"simulated step","category":"system","details":"{}"}}"#, self.details),
             ),
             Work::List => ("GET /api/agents?limit=100".to_owned(), String::new()),
+            Work::Unpaid => (format!("POST /api/agents/{agent}/topup"), r#"{"amount":1}"#.to_owned()),
         };
         let key = if self.keyed && self.work == Work::Action {
             format!("Idempotency-Key: {}\r\n", new_id())
@@ -137,7 +144,7 @@ pub async fn ask(load: Arc<Load>, index: usize) {
             let sent_at = Instant::now();
             load.stats.sent.fetch_add(1, Relaxed);
             match exchange(&mut stream, &out, &mut answer).await {
-                Ok(status) if (200..300).contains(&status) => {
+                Ok(status) if load.wanted(status) => {
                     load.stats.latency.add(sent_at.elapsed());
                     load.stats.acked.fetch_add(1, Relaxed);
                 }
