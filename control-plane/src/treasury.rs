@@ -1,6 +1,6 @@
 //! What is configured for being paid: the chain, the token, whom it is paid to, who settles, how long is waited.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -76,14 +76,31 @@ pub struct PaymentSettings {
     pub treasury: EvmAddress,
     /// From which block on everything that moves is booked.
     pub start_block: Option<u64>,
-    /// Who carries out signed payments.
-    pub settler: Settler,
+    /// Holds the key that carries out signed payments.
+    pub settle_key_file: Option<PathBuf>,
+    /// Carries out signed payments in place of a key.
+    pub facilitator: Option<Secret>,
     /// How deep payments must be.
     pub confirmations: Confirmations,
     /// How long an order may be paid, seconds.
     pub order_ttl: u64,
     /// The least price that a signed payment is taken for.
     pub min_exact: MicroUsd,
+}
+
+impl PaymentSettings {
+    /// Who carries out signed payments; reads the key.
+    ///
+    /// # Errors
+    /// What is wrong, naming the option.
+    pub fn settler(&self) -> anyhow::Result<Settler> {
+        match (&self.settle_key_file, &self.facilitator) {
+            (Some(_), Some(_)) => bail!("settle-key-file and facilitator exclude each other"),
+            (Some(path), None) => Ok(Settler::Key(key(path)?)),
+            (None, Some(url)) => Ok(Settler::Facilitator(url.clone())),
+            (None, None) => Ok(Settler::None),
+        }
+    }
 }
 
 /// The options, as they were given.
@@ -100,7 +117,7 @@ pub struct Given {
     /// chain-start-block
     pub start_block: Option<u64>,
     /// settle-key-file
-    pub settle_key_file: Option<std::path::PathBuf>,
+    pub settle_key_file: Option<PathBuf>,
     /// facilitator
     pub facilitator: Option<String>,
     /// confirmations
@@ -154,23 +171,14 @@ impl Given {
         let treasury =
             self.treasury.context("treasury is needed with chain-rpc: the address that is paid")?;
         let facilitator = self.facilitator.filter(|url| !url.is_empty());
-        let settler = match (self.settle_key_file, facilitator) {
-            (Some(_), Some(_)) => bail!("settle-key-file and facilitator exclude each other"),
-            (Some(path), None) => Settler::Key(key(&path)?),
-            (None, Some(url)) => {
-                otonix_sdk::chain::Rpc::new(std::slice::from_ref(&url))
-                    .map_err(|why| anyhow::anyhow!("facilitator {why}"))?;
-                Settler::Facilitator(Secret::new(url.trim_end_matches('/').to_owned()))
-            }
-            (None, None) => Settler::None,
-        };
         let settings = PaymentSettings {
             rpc: rpc.into_iter().map(Secret::new).collect(),
             chain_id: self.chain_id.unwrap_or(DEFAULT_CHAIN),
             asset: address("asset", self.asset.as_deref().unwrap_or(DEFAULT_ASSET))?,
             treasury: address("treasury", &treasury)?,
             start_block: self.start_block,
-            settler,
+            settle_key_file: self.settle_key_file,
+            facilitator: facilitator.map(|url| Secret::new(url.trim_end_matches('/').to_owned())),
             confirmations,
             order_ttl,
             min_exact,

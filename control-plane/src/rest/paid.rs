@@ -3,11 +3,9 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::response::Response;
 use chrono::SecondsFormat;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::header::{CACHE_CONTROL, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::x402::network::{caip2, v1_name};
 use otonix_sdk::x402::{
@@ -18,11 +16,9 @@ use serde_json::{Map, Value, json};
 use crate::demand::Demand;
 use crate::error::Error;
 use crate::rest::Answered;
-use crate::rest::answer::replay;
+use crate::rest::answer::{kept, replay};
 use crate::rest::call::Call;
 use crate::service::payments::{self, Asked, Paid, Sale, order_id};
-
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Runs a route that is paid. `offer` checks everything but the payment and says what is sold.
 ///
@@ -97,8 +93,7 @@ fn asked(call: &Call, principal: &str) -> Asked {
 /// The answer to who has paid: the kept body, and the receipt as each version reads it.
 fn answer(paid: &Paid) -> Answered {
     let chain = paid.chain_id;
-    let status = StatusCode::from_u16(paid.answer.status).map_err(|why| Error::internal(why.to_string()))?;
-    if !status.is_success() {
+    if !(200..300).contains(&paid.answer.status) {
         // It was paid and could not be delivered: what is kept says why.
         let kept: Value = serde_json::from_str(&paid.answer.body).unwrap_or_default();
         let text = |name: &str| kept.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -112,10 +107,8 @@ fn answer(paid: &Paid) -> Answered {
         payer: Some(paid.payer.clone()),
         ..SettlementResponse::default()
     };
-    let mut response = Response::new(Body::from(paid.answer.body.clone()));
-    *response.status_mut() = status;
+    let mut response = kept(paid.answer.status, paid.answer.body.clone());
     let to = response.headers_mut();
-    to.insert(CONTENT_TYPE, JSON);
     to.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     let v1 = headers::write(&settlement(v1_name(chain).map_or_else(|| caip2(chain), str::to_owned)));
     let v2 = headers::write(&settlement(caip2(chain)));

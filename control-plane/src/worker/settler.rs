@@ -139,7 +139,7 @@ impl Settling {
         if claims.is_empty() {
             return Ok(());
         }
-        match &self.parts.settings.settler {
+        match &self.parts.settler {
             Settler::Key(key) => {
                 let mut signed = self.sign(held, key, &claims).await?;
                 for claim in claims {
@@ -334,7 +334,7 @@ impl Settling {
 
     /// Sends again what is in no block, and dearer when it has waited for long: no number of the account may stay open.
     async fn keep(&self, held: Held) -> Result<(), Error> {
-        let Settler::Key(key) = &self.parts.settings.settler else { return Ok(()) };
+        let Settler::Key(key) = &self.parts.settler else { return Ok(()) };
         let count = self.parts.chain.rpc().transaction_count(key.address(), At::Latest).await;
         let count = count.map_err(|error| away(error.into()))?;
         let (chain, signer) = (chain_column(&self.parts), signer_text(key.address()));

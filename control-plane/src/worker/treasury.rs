@@ -16,7 +16,7 @@ const HEAD_AGE: Duration = Duration::from_millis(900);
 pub async fn watch_chain(app: &App) -> Result<(), Error> {
     let Some(parts) = &app.payments else { return Ok(()) };
     if parts.chain.head(HEAD_AGE).await.is_ok()
-        && let Settler::Key(key) = &parts.settings.settler
+        && let Settler::Key(key) = &parts.settler
         && let Err(trouble) = parts.chain.watch_gas(key.address()).await
     {
         tracing::debug!(error = %trouble, "the settling key's gas is not known");

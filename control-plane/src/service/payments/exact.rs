@@ -333,7 +333,7 @@ fn checked(
     version: u8,
     body: impl FnOnce() -> String,
 ) -> Result<Checked, Stop> {
-    let by_facilitator = matches!(parts.settings.settler, Settler::Facilitator(_));
+    let by_facilitator = matches!(parts.settler, Settler::Facilitator(_));
     Ok(Checked {
         transfer: read_transfer(payload)?,
         signature: read_signature(payload)?,

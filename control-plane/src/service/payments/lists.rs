@@ -134,7 +134,8 @@ pub fn config(app: &App) -> X402Config {
             steps.into_iter().chain([Confirmations { below: None, blocks: None }]).collect()
         }
     };
-    let exact = settings.is_some_and(|settings| !matches!(settings.settler, treasury::Settler::None));
+    let settler = app.payments.as_ref().map(|parts| &parts.settler);
+    let exact = settler.is_some_and(|settler| !matches!(settler, treasury::Settler::None));
     let schemes = match (settings.is_some(), exact) {
         (false, _) => Vec::new(),
         (true, false) => vec!["otonix-order".to_owned()],

@@ -54,6 +54,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Everything that being paid needs.
 pub struct Payments {
     pub settings: Arc<PaymentSettings>,
+    /// Who carries out signed payments.
+    pub settler: Settler,
     pub chain: Arc<Chain>,
     pub facilitator: Option<Facilitator>,
     pub budgets: budget::Budgets,
@@ -117,15 +119,17 @@ impl Payments {
     /// The parts, with the key that authenticates orders.
     ///
     /// # Errors
-    /// When an address is none.
+    /// When an address is none, or the settling key cannot be read.
     pub fn new(settings: PaymentSettings, order_key: [u8; 32]) -> anyhow::Result<Self> {
-        let facilitator = match &settings.settler {
+        let settler = settings.settler()?;
+        let facilitator = match &settler {
             Settler::Facilitator(url) => Some(Facilitator::new(url.expose())?),
             Settler::None | Settler::Key(_) => None,
         };
         Ok(Self {
             chain: Arc::new(Chain::new(&settings)?),
             settings: Arc::new(settings),
+            settler,
             facilitator,
             budgets: budget::Budgets::default(),
             order_key,
@@ -165,7 +169,7 @@ impl Payments {
 
     /// Whether signed payments of a price are taken now.
     pub fn takes_exact(&self, price: MicroUsd) -> bool {
-        let settles = match &self.settings.settler {
+        let settles = match &self.settler {
             Settler::None => false,
             Settler::Key(_) => self.chain.has_gas(),
             Settler::Facilitator(_) => true,
