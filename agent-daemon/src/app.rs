@@ -21,7 +21,7 @@ use crate::local_api::{self, LocalApi};
 use crate::shared::{Notice, Parts, Settings, Shared, tier_of};
 use crate::supervise::output::RotatedFile;
 use crate::supervise::{Environment, Launch, Output, ProcessStatus, Supervisor, Wanted, leftover};
-use crate::{commands, files, probe, process_tree, systemd, tier_keeper};
+use crate::{commands, files, payments, probe, process_tree, systemd, tier_keeper};
 
 /// Where the agent's process is written down.
 const PROCESS_RECORD: &str = "process.json";
@@ -84,11 +84,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         files::make_passable(&options.state_dir)?;
     }
     let api = LocalApi::bind(&socket, account.as_ref())?;
+    let api_key = options.api_key.clone();
     let (shared, supervisor) = build(options, account).await?;
 
     let cancel = CancellationToken::new();
     let mut parts = JoinSet::new();
     parts.spawn(api.serve(Shared::clone(&shared), cancel.clone()));
+    parts.spawn(payments::run(Shared::clone(&shared), api_key, cancel.clone()));
     parts.spawn(tier_keeper::run(Shared::clone(&shared), cancel.clone()));
     if let Some(commands) = shared.agent.take_commands() {
         let executing = commands::run(Shared::clone(&shared), commands);
@@ -126,6 +128,8 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
     let (progress, progresses) = watch::channel(Instant::now());
     let process = watch::Sender::new(ProcessStatus::default());
     let launch = launch(&config, &state_dir, account.clone())?;
+    let owner_token =
+        local_api::pay::write_owner_token(&state_dir).context("failed to write the owner's token")?;
     let shared = Shared::new(Parts {
         agent,
         config,
@@ -136,6 +140,8 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
         progress,
         notices: Parts::notices(),
         settings: watch::channel(settings).0,
+        payments: payments::channel(),
+        owner_token,
         began: Instant::now(),
     });
     let supervisor = launch.map(|launch| {

@@ -6,9 +6,12 @@ use std::time::Duration;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::api::events::{CommandResult, EventBody};
 use otonix_sdk::limits;
+use otonix_sdk::money::MicroUsd;
+use otonix_sdk::pay::topup;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
+use crate::payments::Payments;
 use crate::probe;
 use crate::shared::{Notice, Shared, tier_of};
 use crate::supervise::ProcessState;
@@ -47,7 +50,7 @@ async fn execute(shared: &Shared, kind: &str, args: &Map<String, Value>) -> Resu
             Ok("payments are paused".to_owned())
         }
         "resume_payments" => resume_payments(shared),
-        "sweep" => Err("payments are not configured on this machine".to_owned()),
+        "sweep" => sweep(shared).await,
         "collect_diagnostics" => Ok(diagnostics(shared).to_string()),
         _ => Err(format!("this version knows no command `{kind}`")),
     }
@@ -148,6 +151,27 @@ fn set_model(shared: &Shared, args: &Map<String, Value>) -> Result<String, Strin
     limits::check_name("model", model, limits::MODEL).map_err(|error| error.to_string())?;
     set(shared, |settings| settings.model = Some(model.to_owned()))?;
     Ok(format!("the model is {model}"))
+}
+
+/// Turns what the wallet holds into the agent's own credits, within the bounds of a top-up: no command raises them.
+async fn sweep(shared: &Shared) -> Result<String, String> {
+    let client = match &*shared.payments.borrow() {
+        Payments::On(client) => client.clone(),
+        Payments::Off(why) => return Err(format!("payments are off: {why}")),
+        Payments::Starting => return Err("the wallet is being unlocked".to_owned()),
+    };
+    match client.topup(MicroUsd::from_micros(i64::MAX), shared.agent.tier()).await {
+        Ok(Some(fetched)) if topup::succeeded(&fetched) => {
+            let amount = fetched.payment.map(|payment| payment.amount).unwrap_or_default();
+            Ok(format!("{amount} USDC became credits"))
+        }
+        Ok(Some(fetched)) => {
+            let state = fetched.payment.map_or("not asked for", |payment| payment.state.as_str());
+            Err(format!("the payment is {state}"))
+        }
+        Ok(None) => Ok("the wallet has nothing to sweep, or `[topup] max_day` is used up".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn resume_payments(shared: &Shared) -> Result<String, String> {

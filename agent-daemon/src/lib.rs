@@ -10,6 +10,7 @@ pub mod commands;
 pub mod config;
 pub mod files;
 pub mod local_api;
+pub mod payments;
 pub mod probe;
 pub mod process_tree;
 pub mod shared;

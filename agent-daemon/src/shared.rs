@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::files;
+use crate::payments::Payments;
 use crate::supervise::{ProcessStatus, Wanted};
 
 /// Notices that a slow reader of `GET /v1/events` may be behind.
@@ -80,6 +81,10 @@ pub struct Parts {
     pub notices: broadcast::Sender<Notice>,
     /// What commands have set.
     pub settings: watch::Sender<Settings>,
+    /// Whether the wallet can pay.
+    pub payments: watch::Sender<Payments>,
+    /// Who shows it on the socket is the machine's owner.
+    pub owner_token: String,
     /// When the daemon began.
     pub began: Instant,
 }

@@ -11,8 +11,17 @@ use std::path::{Path, PathBuf};
 use otonix_agent_daemon::config::Config;
 use otonix_sdk::standing::SurvivalTier;
 
-const SECTIONS: &[&str] =
-    &["agent", "link", "tier.full", "tier.conservation", "tier.critical", "tier.terminated", "pay", "topup"];
+const SECTIONS: &[&str] = &[
+    "agent",
+    "link",
+    "tier.full",
+    "tier.conservation",
+    "tier.critical",
+    "tier.terminated",
+    "chain",
+    "pay",
+    "topup",
+];
 const FOR_EXAMPLE: &str = "For example:";
 
 /// One key of the example.

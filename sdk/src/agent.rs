@@ -13,12 +13,17 @@ use crate::api::actions::LogAction;
 use crate::api::commands::Command;
 use crate::api::events::EventBody;
 use crate::api::usage::LogUsage;
+use crate::clock::SystemClock;
 use crate::ids::{AgentId, EventId};
 use crate::limits::{self, Invalid};
 use crate::link::core::{Core, LinkConfig, on_disk, tidy};
 use crate::link::run;
 use crate::link::spool::OpenError;
 use crate::money::{Cost, MicroUsd};
+use crate::pay::topup::TopupRules;
+use crate::pay::{self, Asker, Fetch, Fetched, PayConfig, PayError, Request, keep};
+use crate::standing::SurvivalTier;
+use crate::wallet::Wallet;
 
 pub use crate::link::{LinkStatus, LocalStanding, RecordError, Secret, Transport, Tuning, Vitals};
 
@@ -102,12 +107,22 @@ struct Handle {
     link_abort: AbortHandle,
     persist: AbortHandle,
     closed: AtomicBool,
+    payer: Mutex<Option<pay::Client>>,
+    paying: Mutex<Vec<AbortHandle>>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.stop_paying();
         self.link_abort.abort();
         self.persist.abort();
+    }
+}
+
+impl Handle {
+    fn stop_paying(&self) {
+        let tasks = std::mem::take(&mut *self.paying.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -175,6 +190,8 @@ impl Agent {
             link: Mutex::new(Some(link)),
             persist,
             closed: AtomicBool::new(false),
+            payer: Mutex::default(),
+            paying: Mutex::default(),
         })))
     }
 
@@ -240,6 +257,58 @@ impl Agent {
         self.0.core.record(body, key).await
     }
 
+    /// Lets the agent pay from a wallet: goes on with what is not over, tells the link of every payment, and with
+    /// `topup` buys credits when they fall.
+    ///
+    /// # Errors
+    /// [`PayError`] when the journal or the configuration cannot be used.
+    pub async fn enable_payments(
+        &self,
+        config: PayConfig,
+        wallet: Wallet,
+        topup: Option<TopupRules>,
+    ) -> Result<pay::Client, PayError> {
+        let opened = on_disk(move || pay::Client::open(config, wallet, Arc::new(SystemClock))).await;
+        let client = opened.ok_or(PayError::Closed)??;
+        client.resume();
+        let core = &self.0.core;
+        let mut tasks = vec![tokio::spawn(keep::report(Arc::clone(core), client.clone())).abort_handle()];
+        if let Some(rules) = topup {
+            let alive = keep::alive(Arc::clone(core), client.clone(), rules);
+            tasks.push(tokio::spawn(alive).abort_handle());
+        }
+        self.0.paying.lock().unwrap_or_else(PoisonError::into_inner).append(&mut tasks);
+        *self.0.payer.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        Ok(client)
+    }
+
+    /// The paying client, once payments are enabled.
+    pub fn payer(&self) -> Option<pay::Client> {
+        self.0.payer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks at any URL, and pays at most `max_amount` when that is asked for and allowed. With a key the same request
+    /// is never paid twice; without one it joins a payment of the same request that is not over.
+    ///
+    /// # Errors
+    /// [`PayError`]; nothing was signed for this request.
+    pub async fn fetch(
+        &self,
+        request: Request,
+        max_amount: MicroUsd,
+        idempotency_key: Option<&str>,
+    ) -> Result<Fetched, PayError> {
+        let client = self.payer().ok_or_else(|| PayError::Paused("no wallet is enabled".to_owned()))?;
+        let key = idempotency_key.map(str::to_owned);
+        client.fetch(Fetch { request, max_amount, key, asker: Asker::Agent, tier: self.tier() }).await
+    }
+
+    /// The tier that counts for payments.
+    pub fn tier(&self) -> SurvivalTier {
+        let standing = self.standing();
+        if standing.killed { SurvivalTier::Terminated } else { standing.survival_tier }
+    }
+
     /// Where the agent stands: the last known standing less what was spent since.
     pub fn standing(&self) -> LocalStanding {
         self.0.core.keeper.current()
@@ -289,6 +358,7 @@ impl Agent {
     /// Sends what is waiting, says goodbye and stops; at most 5 s. Later records are refused; what could not
     /// be sent is sent after the next start.
     pub async fn shutdown(&self) {
+        self.0.stop_paying();
         self.0.closed.store(true, Ordering::Release);
         self.0.core.stop.cancel();
         let link = self.0.link.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -130,6 +130,14 @@ codes! {
     RequestTimeout = "request_timeout",
     /// A fault of the server.
     Internal = "internal",
+    /// The rules of the wallet's owner do not allow this payment.
+    PaymentRefused = "payment_refused",
+    /// Nothing is paid at the moment.
+    PaymentsPaused = "payments_paused",
+    /// The seller did not answer.
+    NoAnswer = "no_answer",
+    /// The chain cannot be asked, or is another than configured.
+    ChainUnavailable = "chain_unavailable",
     /// The daemon's spool has no room for this.
     SpoolFull = "spool_full",
     /// The machine's disk refused the write.

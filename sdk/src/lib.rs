@@ -21,6 +21,8 @@ pub mod limits;
 #[cfg(feature = "agent")]
 pub mod link;
 pub mod money;
+#[cfg(feature = "agent")]
+pub mod pay;
 pub mod prices;
 pub mod routing;
 #[cfg(feature = "runtime")]

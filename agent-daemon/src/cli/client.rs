@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -12,10 +12,13 @@ use otonix_sdk::error::Problem;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::Place;
+use crate::local_api::pay::{OWNER_HEADER, OWNER_TOKEN};
+
 /// How long the daemon may take to answer: it waits for the disk.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer, bytes.
-const MAX_ANSWER: usize = 1024 * 1024;
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
 /// A request to the daemon.
 #[derive(Debug)]
@@ -45,10 +48,33 @@ pub(super) async fn call<T: DeserializeOwned>(socket: &Path, call: Call<'_>) -> 
         }
         _ => anyhow!("failed to reach the daemon at {}: {error}", socket.display()),
     })?;
-    tokio::time::timeout(TIMEOUT, exchange(stream, call)).await.context("the daemon does not answer")?
+    let exchanged = tokio::time::timeout(TIMEOUT, exchange(stream, call, None)).await;
+    let body = exchanged.context("the daemon does not answer")??;
+    let body = body.map_err(|problem| anyhow!("{} ({})", problem.detail, problem.code))?;
+    serde_json::from_slice(&body).context("the daemon's answer cannot be read")
 }
 
-async fn exchange<T: DeserializeOwned>(stream: UnixStream, call: Call<'_>) -> anyhow::Result<T> {
+/// Calls the daemon as the machine's owner: who can read its state directory. The outer error: it did not answer.
+pub(super) async fn call_as_owner(
+    socket: &Path,
+    call: Call<'_>,
+    place: &Place,
+    timeout: Duration,
+) -> anyhow::Result<Result<serde_json::Value, Problem>> {
+    let token = std::fs::read_to_string(place.state_dir().join(OWNER_TOKEN)).ok();
+    let stream = UnixStream::connect(socket).await.context("failed to reach the daemon")?;
+    let exchanged = tokio::time::timeout(timeout, exchange(stream, call, token.as_deref())).await;
+    match exchanged.context("the daemon does not answer")?? {
+        Ok(body) => Ok(Ok(serde_json::from_slice(&body).context("the daemon's answer cannot be read")?)),
+        Err(problem) => Ok(Err(problem)),
+    }
+}
+
+async fn exchange(
+    stream: UnixStream,
+    call: Call<'_>,
+    token: Option<&str>,
+) -> anyhow::Result<Result<Bytes, Problem>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut request = Request::builder()
@@ -56,6 +82,9 @@ async fn exchange<T: DeserializeOwned>(stream: UnixStream, call: Call<'_>) -> an
         .uri(call.path)
         .header(header::HOST, "localhost")
         .header(header::CONTENT_TYPE, "application/json");
+    if let Some(token) = token {
+        request = request.header(OWNER_HEADER, token.trim());
+    }
     if let Some(key) = call.idempotency_key {
         request = request.header("idempotency-key", key);
     }
@@ -66,7 +95,7 @@ async fn exchange<T: DeserializeOwned>(stream: UnixStream, call: Call<'_>) -> an
     if !status.is_success() {
         let problem: Problem =
             serde_json::from_slice(&body).with_context(|| format!("the daemon answered {status}"))?;
-        bail!("{} ({})", problem.detail, problem.code);
+        return Ok(Err(problem));
     }
-    serde_json::from_slice(&body).context("the daemon's answer cannot be read")
+    Ok(Ok(body))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use clap::Args;
 use otonix_sdk::api::local::LocalStatus;
+use otonix_sdk::chain::Rpc;
 use otonix_sdk::client::{Client, ClientConfig, ClientError, Credential, RetryPolicy};
 use otonix_sdk::clock::{Clock as _, SystemClock};
 use otonix_sdk::error::ErrorCode;
@@ -13,7 +14,7 @@ use otonix_sdk::error::ErrorCode;
 use super::client::{self, Call};
 use super::{API_KEY, KEYSTORE, PASSPHRASE, Place, api_key, load_config, passphrase, runtime, say};
 use crate::config::{self, Config};
-use crate::{accounts, local_api, probe};
+use crate::{accounts, local_api, payments, probe};
 
 /// A clock further from the server's than this makes wallet proofs and payments fail.
 const MAX_SKEW_SECS: i64 = 60;
@@ -107,13 +108,16 @@ fn check_config(report: &mut Report, place: &Place, config: &Config, state_dir: 
         return Ok(());
     }
     report.fine(format!("configuration of {}", config.agent.name));
-    check_wallet(report, state_dir);
+    check_wallet(report, config, state_dir);
     check_process(report, config);
     check_disk(report, config, state_dir);
     check_systemd(report);
     let key = api_key(None, std::env::var_os("OTONIX_API_KEY_FILE").as_deref().map(Path::new), state_dir);
     let runtime = runtime()?;
-    runtime.block_on(check_daemon(report, &state_dir.join(local_api::SOCKET), place));
+    let socket = state_dir.join(local_api::SOCKET);
+    runtime.block_on(check_daemon(report, &socket, place));
+    runtime.block_on(check_payments(report, &socket));
+    runtime.block_on(check_chain(report, config, state_dir));
     match key {
         Ok(key) => runtime.block_on(check_server(report, config, Credential::ApiKey(key))),
         Err(error) => report.problem(format!("{error:#}"), "run `otonix-agent init` again with the key"),
@@ -121,19 +125,79 @@ fn check_config(report: &mut Report, place: &Place, config: &Config, state_dir: 
     Ok(())
 }
 
-fn check_wallet(report: &mut Report, state_dir: &Path) {
+fn check_wallet(report: &mut Report, config: &Config, state_dir: &Path) {
     if !state_dir.join(KEYSTORE).exists() {
-        report.problem("there is no wallet", "run `otonix-agent init` again");
+        report.problem("there is no wallet", "run `otonix-agent init` again, or `otonix-agent wallet new`");
         return;
     }
     match passphrase(None, state_dir) {
-        Ok(Some(_)) => report.fine("wallet and its passphrase"),
+        Ok(Some(_)) => match payments::unlock(state_dir, None) {
+            Ok(wallet) => {
+                report.fine(format!("wallet {}", wallet.address()));
+                let known = config.agent.wallet_address.as_deref();
+                if known.is_some_and(|known| known != wallet.address().to_string()) {
+                    report.problem(
+                        "`[agent] wallet_address` is of another wallet",
+                        "run `otonix-agent wallet import --replace` with the right key, or correct it",
+                    );
+                }
+            }
+            Err(error) => report.problem(
+                format!("{error:#}"),
+                "nothing is paid meanwhile; restore keystore.json and its passphrase (mode 600)",
+            ),
+        },
         Ok(None) if std::env::var_os("CREDENTIALS_DIRECTORY").is_none() => report.note(
             format!("there is no {PASSPHRASE} in the state directory"),
             "fine when the service gets it as the systemd credential wallet-passphrase",
         ),
         Ok(None) => report.problem("the wallet has no passphrase", "restore it, or give --passphrase-file"),
         Err(error) => report.problem(format!("{error:#}"), "make it readable for the daemon"),
+    }
+}
+
+async fn check_chain(report: &mut Report, config: &Config, state_dir: &Path) {
+    if config.chain.rpc.0.is_empty() {
+        return report.note(
+            "no node of the chain is configured: nothing is paid, no credits are bought",
+            "set `[chain] rpc` or OTONIX_CHAIN_RPC",
+        );
+    }
+    let (Ok(rpc), Ok(asset)) = (Rpc::new(&config.chain.rpc.0), config.chain.token()) else {
+        return report.problem("`[chain] rpc` or `asset` cannot be used", "correct them");
+    };
+    match rpc.chain_id().await {
+        Ok(id) if id == config.chain.id => report.fine(format!("the node of the chain {id} answers")),
+        Ok(id) => {
+            let what = format!("the node is of the chain {id}, not {}", config.chain.id);
+            return report.problem(what, "correct `[chain] rpc` or `id`");
+        }
+        Err(error) => {
+            let advice = "nothing is paid meanwhile; check network and `[chain] rpc`";
+            return report.problem(format!("the chain: {error}"), advice);
+        }
+    }
+    let Ok(address) = super::wallet::address(state_dir) else { return };
+    let held = (rpc.token_balance(asset, address).await, rpc.balance(address).await);
+    if let (Ok(usdc), Ok(wei)) = held {
+        report.fine(format!("the wallet holds {} micro-USDC, and {wei} wei for the gas of orders", usdc));
+    } else {
+        report.problem("the wallet's balance cannot be read", "is `[chain] asset` the token's contract?");
+    }
+}
+
+async fn check_payments(report: &mut Report, socket: &Path) {
+    let Ok(status) = client::call::<serde_json::Value>(socket, Call::get("/v1/status")).await else { return };
+    let payments = &status["payments"];
+    let detail = payments["detail"].as_str().unwrap_or_default();
+    match payments["state"].as_str() {
+        Some("on") => report.fine("the daemon pays"),
+        Some("waiting") => report.problem(
+            format!("the daemon pays nothing: {detail}"),
+            "`otonix-agent journal list` shows what was paid",
+        ),
+        Some("off") => report.note(format!("the daemon pays nothing: {detail}"), "then restart the daemon"),
+        _ => {}
     }
 }
 

@@ -3,9 +3,12 @@
 mod client;
 mod doctor;
 mod init;
+mod journal;
 mod log;
+mod pay;
 mod run;
 mod status;
+mod wallet;
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -22,9 +25,9 @@ use crate::{files, local_api, systemd, telemetry};
 /// Where the API key is kept in the state directory.
 const API_KEY: &str = "api-key";
 /// Where the wallet is kept in the state directory.
-const KEYSTORE: &str = "keystore.json";
+pub(crate) const KEYSTORE: &str = "keystore.json";
 /// Where the wallet's passphrase is kept unless it is a credential.
-const PASSPHRASE: &str = "wallet.passphrase";
+pub(crate) const PASSPHRASE: &str = "wallet.passphrase";
 
 /// Makes an autonomous agent a service of its machine.
 #[derive(Debug, Parser)]
@@ -62,6 +65,14 @@ enum Command {
     Log(log::Log),
     /// Record a model call of the agent
     Usage(log::Usage),
+    /// Ask for a URL and pay for it, when that is asked for and allowed
+    Pay(pay::Pay),
+    /// The wallet: address, balance, new, import, export
+    Wallet(wallet::WalletCommand),
+    /// What was paid
+    Journal(journal::Journal),
+    /// Who is paid at each origin
+    Pins(journal::Pins),
     /// Find out what is wrong and what to do about it
     Doctor(doctor::Doctor),
 }
@@ -105,16 +116,19 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Command::Init(init) => init.run(&cli.place).map(|()| true),
-        Command::Run(run) => run.run(&cli.place).map(|()| true),
-        Command::Status(status) => status.run(&cli.place).map(|()| true),
-        Command::Log(log) => log.run(&cli.place).map(|()| true),
-        Command::Usage(usage) => usage.run(&cli.place).map(|()| true),
-        Command::Doctor(doctor) => doctor.run(&cli.place),
+        Command::Init(init) => init.run(&cli.place).map(|()| 0),
+        Command::Run(run) => run.run(&cli.place).map(|()| 0),
+        Command::Status(status) => status.run(&cli.place).map(|()| 0),
+        Command::Log(log) => log.run(&cli.place).map(|()| 0),
+        Command::Usage(usage) => usage.run(&cli.place).map(|()| 0),
+        Command::Pay(pay) => pay.run(&cli.place),
+        Command::Wallet(wallet) => wallet.run(&cli.place).map(|()| 0),
+        Command::Journal(journal) => journal.run(&cli.place).map(|()| 0),
+        Command::Pins(pins) => pins.run(&cli.place).map(|()| 0),
+        Command::Doctor(doctor) => doctor.run(&cli.place).map(|fine| u8::from(!fine)),
     };
     match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => ExitCode::from(code),
         Err(error) => refuse(&format!("{error:#}")),
     }
 }
@@ -163,7 +177,7 @@ fn secret_file(path: &Path) -> anyhow::Result<Option<Secret>> {
 }
 
 /// The wallet's passphrase from a file, the service manager, or the state directory.
-fn passphrase(file: Option<&Path>, state_dir: &Path) -> anyhow::Result<Option<Secret>> {
+pub(crate) fn passphrase(file: Option<&Path>, state_dir: &Path) -> anyhow::Result<Option<Secret>> {
     if let Some(file) = file {
         let secret = secret_file(file)?;
         return secret.with_context(|| format!("there is no passphrase in {}", file.display())).map(Some);

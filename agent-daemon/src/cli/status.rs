@@ -56,6 +56,11 @@ fn lines(status: &LocalStatus, more: &Value) -> Vec<(&'static str, String)> {
     if let Some(exit) = text("lastExit") {
         process.push_str(&format!(" (last: {exit})"));
     }
+    let payments = match (more["payments"]["state"].as_str(), more["payments"]["detail"].as_str()) {
+        _ if status.payments_paused => "paused".to_owned(),
+        (Some(state), Some(detail)) => format!("{state}: {detail}"),
+        (state, _) => state.unwrap_or("not paused").to_owned(),
+    };
     vec![
         ("agent", format!("{} {}", text("name").unwrap_or_default(), status.agent_id)),
         ("server", format!("{} {link}", text("server").unwrap_or_default())),
@@ -64,6 +69,6 @@ fn lines(status: &LocalStatus, more: &Value) -> Vec<(&'static str, String)> {
         ("process", process),
         ("spool", waiting),
         ("wallet", status.wallet_address.clone().unwrap_or_else(|| "none".to_owned())),
-        ("payments", if status.payments_paused { "paused" } else { "not paused" }.to_owned()),
+        ("payments", payments),
     ]
 }

@@ -68,6 +68,20 @@ pub fn with_identity(text: Option<&str>, identity: &Identity) -> anyhow::Result<
     Ok(text)
 }
 
+/// The text with another wallet.
+///
+/// # Errors
+/// When the text cannot be read afterwards as what was meant.
+pub fn with_wallet(text: &str, address: &str) -> anyhow::Result<String> {
+    let text = with_key(text, "agent", "wallet_address", address);
+    let read = Config::parse(&text, &[])?;
+    ensure!(
+        read.agent.wallet_address.as_deref() == Some(address),
+        "the file is written in a way that cannot be edited here; set [agent] wallet_address by hand"
+    );
+    Ok(text)
+}
+
 fn with_key(text: &str, section: &str, key: &str, value: &str) -> String {
     let entry = format!("{key} = {}", toml::Value::String(value.to_owned()));
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();

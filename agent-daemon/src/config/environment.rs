@@ -54,6 +54,7 @@ const KEYS: &[(&str, &[(&str, bool)])] = &[
             ("paused", false),
         ],
     ),
+    ("chain", &[("rpc", true), ("id", false), ("asset", true)]),
     ("topup", &[("below", true), ("amount", true), ("max_day", true)]),
 ];
 
@@ -64,9 +65,14 @@ pub(super) fn provider(variables: &[(String, String)]) -> anyhow::Result<Seriali
     let mut root = Dict::new();
     for (variable, text) in variables {
         let Some(name) = variable.strip_prefix("OTONIX_") else { continue };
-        let name = name.to_ascii_lowercase();
+        // The contract's short name of it.
+        let name = if name == "ASSET" { "chain_asset".to_owned() } else { name.to_ascii_lowercase() };
         let Some((section, keys, key)) = split(&name) else { continue };
         let Some((key, is_text)) = keys.iter().find(|(known, _)| *known == key) else {
+            // An option of the control plane that begins with the same word.
+            if variable == "OTONIX_CHAIN_START_BLOCK" {
+                continue;
+            }
             bail!("{variable} names no key of [{section}]");
         };
         let value = if *is_text { Value::from(text.clone()) } else { parse(text) };
@@ -118,6 +124,10 @@ mod tests {
             ("OTONIX_PAY_HOSTS", "[\"a.example\"]"),
             ("OTONIX_LINK_HEARTBEAT_INTERVAL", "30"),
             ("OTONIX_PAY_ALLOW_SHARED_UID", "true"),
+            ("OTONIX_CHAIN_RPC", "http://127.0.0.1:1, https://b.example"),
+            ("OTONIX_CHAIN_ID", "84532"),
+            ("OTONIX_CHAIN_START_BLOCK", "7"),
+            ("OTONIX_ASSET", "0x036CbD53842c5426634e7929541eC2318f3dCF7e"),
         ])
         .expect("loads");
         assert_eq!(config.pay.max_day.to_string(), "7");
@@ -127,6 +137,12 @@ mod tests {
         assert_eq!(config.pay.hosts, ["a.example"]);
         assert_eq!(config.link.heartbeat_interval, 30);
         assert!(config.pay.allow_shared_uid);
+        assert_eq!(config.chain.rpc.0, ["http://127.0.0.1:1", "https://b.example"]);
+        let asset = config.chain.token().map(|asset| asset.to_string());
+        assert_eq!(
+            (config.chain.id, asset.ok().as_deref()),
+            (84532, Some("0x036CbD53842c5426634e7929541eC2318f3dCF7e"))
+        );
     }
 
     #[test]

@@ -20,9 +20,9 @@ use serde::Deserialize;
 
 use crate::supervise::Restart;
 
-pub use edit::{Identity, with_identity};
-pub use pay::{PaySection, TopupSection};
-pub use values::{CommandLine, Usdc, Variables};
+pub use edit::{Identity, with_identity, with_wallet};
+pub use pay::{ChainSection, PaySection, TopupSection};
+pub use values::{CommandLine, List, Usdc, Variables};
 
 /// The name of the file in the state directory.
 pub const FILE: &str = "agent.toml";
@@ -39,6 +39,8 @@ pub struct Config {
     pub link: LinkSection,
     /// What each tier means on this machine.
     pub tier: TierSection,
+    /// Where the wallet's money is.
+    pub chain: ChainSection,
     /// What may be paid.
     pub pay: PaySection,
     /// When credits are bought.
@@ -247,6 +249,7 @@ impl Config {
             bail!("`agent.command` must not be empty");
         }
         check_server(&self.link.server)?;
+        self.chain.token()?;
         Ok(())
     }
 }

@@ -55,6 +55,34 @@ impl<'de> Deserialize<'de> for Usdc {
     }
 }
 
+/// Texts: a list, or one text with commas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct List(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
+            type Value = List;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of texts, or a text with commas")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<List, E> {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                Ok(List(parts.map(str::to_owned).collect()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = seq.next_element()? {
+                    texts.push(text);
+                }
+                Ok(List(texts))
+            }
+        }
+        deserializer.deserialize_any(Texts)
+    }
+}
+
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine(Vec<String>);

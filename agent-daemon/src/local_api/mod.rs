@@ -4,7 +4,8 @@
 //! are bounded. What it accepts is on disk before it answers.
 
 mod events;
-mod problem;
+pub mod pay;
+pub(crate) mod problem;
 mod records;
 mod routes;
 
@@ -47,6 +48,15 @@ impl Peers {
     const fn allow(self, uid: u32) -> bool {
         uid == 0 || uid == self.own || matches!(self.agent, Some(agent) if agent == uid)
     }
+}
+
+/// Who asks, by the kernel's word.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    /// Its process.
+    pub pid: Option<i32>,
+    /// It has the agent's own user id, which is not the daemon's.
+    pub is_agent: bool,
 }
 
 /// A bound socket, not yet served.
@@ -108,8 +118,14 @@ impl LocalApi {
                     continue;
                 }
             };
-            let known = stream.peer_cred().is_ok_and(|peer| self.peers.allow(peer.uid()));
-            let router = if known { router.clone() } else { stranger.clone() };
+            let known = stream.peer_cred().ok().filter(|peer| self.peers.allow(peer.uid()));
+            let router = match known {
+                Some(credentials) => {
+                    let is_agent = self.peers.agent == Some(credentials.uid());
+                    router.clone().layer(axum::Extension(Peer { pid: credentials.pid(), is_agent }))
+                }
+                None => stranger.clone(),
+            };
             let cancel = cancel.clone();
             tokio::spawn(async move {
                 serve_one(stream, router, cancel).await;

@@ -18,6 +18,16 @@ impl Refusal {
     pub fn new(status: StatusCode, code: ErrorCode, detail: impl Into<String>) -> Self {
         Self { status, code, detail: detail.into() }
     }
+
+    /// The stable slug.
+    pub const fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// The sentence for people.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 impl From<RecordError> for Refusal {

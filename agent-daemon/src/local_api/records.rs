@@ -31,7 +31,7 @@ pub(super) async fn log_action(
     request: Request<Body>,
 ) -> Result<Response, Refusal> {
     let key = idempotency_key(request.headers())?;
-    let action: LogAction = read_json(request).await?;
+    let action: LogAction = read_json(request, MAX_BODY).await?;
     let id = shared.agent.log_action(action, key.as_deref()).await?;
     Ok(accepted(id))
 }
@@ -42,7 +42,7 @@ pub(super) async fn log_usage(
     request: Request<Body>,
 ) -> Result<Response, Refusal> {
     let key = idempotency_key(request.headers())?;
-    let mut usage: LogUsage = read_json(request).await?;
+    let mut usage: LogUsage = read_json(request, MAX_BODY).await?;
     if usage.agent_id.take().is_some_and(|id| id != shared.agent.id()) {
         let detail = "`agentId` is another agent's";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::UnknownLink, detail));
@@ -55,7 +55,7 @@ fn accepted(id: EventId) -> Response {
     (StatusCode::ACCEPTED, json(&Accepted { id })).into_response()
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let key = key.to_str().unwrap_or_default();
     if key.is_empty() || key.len() > MAX_KEY {
@@ -65,12 +65,15 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     Ok(Some(key.to_owned()))
 }
 
-async fn read_json<T: DeserializeOwned>(request: Request<Body>) -> Result<T, Refusal> {
-    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+pub(super) async fn read_json<T: DeserializeOwned>(
+    request: Request<Body>,
+    most: usize,
+) -> Result<T, Refusal> {
+    let body = Limited::new(request.into_body(), most).collect();
     let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let detail = format!("the body must have at most {MAX_BODY} bytes");
+            let detail = format!("the body must have at most {most} bytes");
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::PayloadTooLarge, detail));
         }
         Ok(Err(_)) => {

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Refusal;
-use super::{events, records};
+use super::{events, pay, records};
+use crate::payments::PaymentsStatus;
 use crate::shared::{Shared, tier_of};
 
 /// The routes for those who are served.
@@ -25,6 +26,12 @@ pub(super) fn router(shared: Shared, cancel: CancellationToken) -> Router {
         .route("/v1/usage", post(records::log_usage))
         .route("/v1/model", get(model))
         .route("/v1/progress", post(progress))
+        .route("/v1/pay", post(pay::pay))
+        .route("/v1/payments", get(pay::payments))
+        .route("/v1/payments/reconcile", post(pay::reconcile))
+        .route("/v1/payments/{id}", get(pay::payment))
+        .route("/v1/pins", get(pay::pins).delete(pay::unpin))
+        .route("/v1/wallet", get(pay::wallet))
         .route("/v1/events", get(async move |state| events::stream(state, &streams)))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_route)
@@ -79,6 +86,7 @@ struct Status {
     last_error: Option<String>,
     process_starts: u64,
     last_exit: Option<String>,
+    payments: PaymentsStatus,
 }
 
 async fn status(State(shared): State<Shared>) -> Response {
@@ -109,6 +117,7 @@ async fn status(State(shared): State<Shared>) -> Response {
         last_error: link.last_error,
         process_starts: process.starts,
         last_exit: process.last_exit,
+        payments: shared.payments.borrow().status(),
     })
 }
 

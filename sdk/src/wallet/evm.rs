@@ -12,6 +12,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::api::agents::WalletProof;
 use crate::limits::WALLET_PROOF_MAX_AGE_SECS;
+use crate::x402::eip3009::{Domain, Transfer};
+use crate::x402::payload::order_message;
 
 /// How far in the future a proof may be signed, for clocks that differ, seconds.
 const MAX_FUTURE_SECS: i64 = 60;
@@ -164,6 +166,20 @@ impl Wallet {
         let signature =
             self.signer.sign_message_sync(text.as_bytes()).expect("a key in range signs every 32-byte hash");
         WalletProof { signature: format!("0x{}", hex::encode(signature.as_bytes())), unix_time }
+    }
+
+    /// Signs a payment: the transfer of exactly this amount of this token to this payee.
+    pub fn sign_authorization(&self, domain: &Domain, transfer: &Transfer) -> [u8; SIGNATURE_BYTES] {
+        let digest = B256::from(transfer.digest(domain));
+        self.signer.sign_hash_sync(&digest).expect("a key in range signs every 32-byte hash").as_bytes()
+    }
+
+    /// Signs that this wallet's transfer pays an order.
+    pub fn sign_order_proof(&self, order_id: &str, tx_hash: &str, chain_id: u64) -> String {
+        let text = order_message(order_id, tx_hash, chain_id);
+        let signature =
+            self.signer.sign_message_sync(text.as_bytes()).expect("a key in range signs every 32-byte hash");
+        format!("0x{}", hex::encode(signature.as_bytes()))
     }
 
     pub(super) const fn signer(&self) -> &PrivateKeySigner {

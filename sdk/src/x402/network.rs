@@ -1,5 +1,10 @@
 //! Names of chains: `eip155:8453` (CAIP-2, x402 v2) and `base` (x402 v1) are the same number.
 
+/// Base.
+pub const BASE: u64 = 8453;
+/// Circle's USDC on Base.
+pub const USDC_ON_BASE: &str = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913";
+
 /// The names that version 1 knows (packages `x402` 1.2.0), EVM chains only.
 const V1_NAMES: &[(&str, u64)] = &[
     ("base", 8453),

@@ -80,6 +80,14 @@ pub struct OrderOffer {
     pub expires_at: String,
 }
 
+impl OrderOffer {
+    /// When it expires, Unix seconds; `None` when it does not say.
+    pub fn expires_unix(&self) -> Option<u64> {
+        let at = chrono::DateTime::parse_from_rfc3339(&self.expires_at).ok()?;
+        u64::try_from(at.timestamp()).ok()
+    }
+}
+
 /// Everything a 402 offers.
 #[derive(Debug, Clone, Default)]
 pub struct Required {
