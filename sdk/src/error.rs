@@ -101,7 +101,7 @@ codes! {
     /// The payment header cannot be read.
     InvalidPayment = "invalid_payment",
     /// The payment is not one that can be taken.
-    PaymentRefused = "payment_refused",
+    PaymentInvalid = "payment_invalid",
     /// The payment is for another request, or its order is not known.
     PaymentMismatch = "payment_mismatch",
     /// The payment is too small, or the payer has not enough.
@@ -120,8 +120,6 @@ codes! {
     PaymentAlreadyUsed = "payment_already_used",
     /// The order was paid by another payment.
     OrderAlreadyPaid = "order_already_paid",
-    /// The chain cannot be relied on now.
-    ChainUnavailable = "chain_unavailable",
     /// Payments are not configured.
     PaymentsNotConfigured = "payments_not_configured",
     /// The vendor is not configured.

@@ -98,14 +98,14 @@ async fn what_does_not_hold_is_refused_before_anything_is_sent(store: Store) {
     pay(quote.pay_v2_with(&shop.customer, |t| t.value += 1)).await.refused(402, "payment_insufficient");
     pay(quote.pay_v2_with(&shop.customer, |t| t.value -= 1)).await.refused(402, "payment_insufficient");
     let elsewhere = shop.thief.address.parse().expect("an address");
-    pay(quote.pay_v2_with(&shop.customer, |t| t.to = elsewhere)).await.refused(402, "payment_refused");
+    pay(quote.pay_v2_with(&shop.customer, |t| t.to = elsewhere)).await.refused(402, "payment_invalid");
     pay(quote.pay_v2_with(&shop.customer, |t| t.valid_before = 5)).await.refused(402, "payment_expired");
     pay(quote.pay_v2_with(&shop.customer, |t| t.valid_after = u64::from(u32::MAX)))
         .await
-        .refused(402, "payment_refused");
+        .refused(402, "payment_invalid");
     // Signed by another than who is to pay.
     let victim = shop.customer.address.parse().expect("an address");
-    pay(quote.pay_v2_with(&shop.thief, |t| t.from = victim)).await.refused(402, "payment_refused");
+    pay(quote.pay_v2_with(&shop.thief, |t| t.from = victim)).await.refused(402, "payment_invalid");
     // Nobody's money.
     let poor = shop.chain.accounts[9].clone();
     pay(quote.pay_v2(&poor)).await.refused(402, "payment_insufficient");

@@ -171,7 +171,7 @@ async fn what_arrives_is_what_is_credited(store: Store) {
     let quote = shop.quote(&agent, "1").await;
     let other = shop.chain.send(&shop.customer.address, &shop.thief.address, "0x");
     let proof = quote.proof(&other, &shop.customer.address, None);
-    shop.topup(&agent, "1").header("x-payment", proof).await.refused(402, "payment_refused");
+    shop.topup(&agent, "1").header("x-payment", proof).await.refused(402, "payment_invalid");
     let unknown = format!("0x{}", "ab".repeat(32));
     let proof = quote.proof(&unknown, &shop.customer.address, None);
     let pending = shop.topup(&agent, "1").header("x-payment", proof).await;

@@ -163,17 +163,17 @@ pub async fn take(
     };
     let transfer = &checked.transfer;
     if transfer.to != parts.settings.treasury {
-        return refuse(ErrorCode::PaymentRefused, "the payment is to another address than `payTo`");
+        return refuse(ErrorCode::PaymentInvalid, "the payment is to another address than `payTo`");
     }
     let domain = parts.chain.domain().ok_or_else(|| Error::internal("a ready chain has its domain"))?;
     let digest = transfer.digest(&domain);
     let by_contract = match signer(&digest, &checked.signature) {
         Ok(signer) if signer == transfer.from => false,
         Err(BadSignature::HighS) => {
-            return refuse(ErrorCode::PaymentRefused, "the signature must have a low s");
+            return refuse(ErrorCode::PaymentInvalid, "the signature must have a low s");
         }
         Ok(_) | Err(BadSignature::Malformed) if checked.signature.ends_with(&ERC_6492) => {
-            return refuse(ErrorCode::PaymentRefused, "wallets that are not deployed yet cannot pay here");
+            return refuse(ErrorCode::PaymentInvalid, "wallets that are not deployed yet cannot pay here");
         }
         // Whoever is not the signer may still be a contract that takes this signature for its own.
         Ok(_) | Err(BadSignature::Malformed) => true,
@@ -189,7 +189,7 @@ pub async fn take(
                 .map_err(crate::upstream::chain::Trouble::from)?;
         if !valid {
             parts.budgets.failed(None, asked.ip());
-            return refuse(ErrorCode::PaymentRefused, "the signature is not the payer's over this payment");
+            return refuse(ErrorCode::PaymentInvalid, "the signature is not the payer's over this payment");
         }
     }
     // The payer is known from here on.
@@ -202,12 +202,12 @@ pub async fn take(
     }
     if !parts.takes_exact(sale.price) {
         return refuse(
-            ErrorCode::PaymentRefused,
+            ErrorCode::PaymentInvalid,
             "signed payments are not taken for this now; pay the order",
         );
     }
     if transfer.valid_after > now.max(ready.head.timestamp) {
-        return refuse(ErrorCode::PaymentRefused, "the payment is not valid yet");
+        return refuse(ErrorCode::PaymentInvalid, "the payment is not valid yet");
     }
     if transfer.valid_before < now.saturating_add(LEAST_VALID_SECS) {
         return refuse(ErrorCode::PaymentExpired, "the payment is not valid any more");
@@ -261,7 +261,7 @@ fn version_1(
     ready: &Ready,
 ) -> Result<Checked, Stop> {
     if payment.scheme != EXACT || chain_id(&payment.network) != Some(parts.settings.chain_id) {
-        return refuse(ErrorCode::PaymentRefused, "the payment is for another scheme or network");
+        return refuse(ErrorCode::PaymentInvalid, "the payment is for another scheme or network");
     }
     let order = parts.new_order(asked, sale.price, ready, app.clock.now());
     let facts = &ready.facts;
@@ -355,7 +355,7 @@ fn new_claim(
 ) -> Result<Payment, Stop> {
     let goods = serde_json::to_value(&sale.goods).map_err(|why| Error::internal(why.to_string()))?;
     let Ok(amount) = i64::try_from(checked.transfer.value) else {
-        return refuse(ErrorCode::PaymentRefused, "the payment is larger than any price");
+        return refuse(ErrorCode::PaymentInvalid, "the payment is larger than any price");
     };
     Ok(Payment {
         id: otonix_sdk::clock::new_id(),
@@ -411,7 +411,7 @@ async fn ask_chain(
             return Ok(());
         }
         parts.budgets.failed(payer, asked.ip());
-        return refuse(ErrorCode::PaymentRefused, "the payment's nonce was used or cancelled before");
+        return refuse(ErrorCode::PaymentInvalid, "the payment's nonce was used or cancelled before");
     }
     parts.budgets.failed(payer, asked.ip());
     let trouble = crate::upstream::chain::Trouble::from;
@@ -425,7 +425,7 @@ async fn ask_chain(
     }
     tracing::debug!(error = %why, "a signed payment would fail on chain");
     refuse(
-        ErrorCode::PaymentRefused,
+        ErrorCode::PaymentInvalid,
         "the chain would not carry this payment out (invalid_transaction_state)",
     )
 }

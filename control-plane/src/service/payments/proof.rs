@@ -176,14 +176,14 @@ fn check_transfer(
         return refuse(ErrorCode::PaymentFailed, "the transaction failed on chain");
     }
     if tx.chain_id.is_some_and(|chain| chain != order.chain) {
-        return refuse(ErrorCode::PaymentRefused, "the transaction is for another chain");
+        return refuse(ErrorCode::PaymentInvalid, "the transaction is for another chain");
     }
     let call = usdc::read_transfer(&tx.input).filter(|_| tx.to == Some(order.asset));
     let Some(call) = call else {
-        return refuse(ErrorCode::PaymentRefused, "the transaction is no plain transfer of the asked token");
+        return refuse(ErrorCode::PaymentInvalid, "the transaction is no plain transfer of the asked token");
     };
     if call.to != order.treasury {
-        return refuse(ErrorCode::PaymentRefused, "the transfer is to another address than the treasury");
+        return refuse(ErrorCode::PaymentInvalid, "the transfer is to another address than the treasury");
     }
     if tx.from != payer || receipt.from != payer {
         return refuse(ErrorCode::PayerNotProven, "the transfer was sent by another than `payer`");
@@ -193,7 +193,7 @@ fn check_transfer(
     let found =
         found.find(|(_, log)| log.from == payer && log.to == order.treasury && log.value == call.value);
     let Some((index, log)) = found else {
-        return refuse(ErrorCode::PaymentRefused, "the transaction moved no money to the treasury");
+        return refuse(ErrorCode::PaymentInvalid, "the transaction moved no money to the treasury");
     };
     if mined.block.number <= order.head {
         return refuse(ErrorCode::PaymentMismatch, "the transfer is older than the order");
