@@ -88,7 +88,7 @@ CREATE TABLE payments (
 );
 CREATE UNIQUE INDEX payments_by_nonce ON payments (chain, asset, from_address, nonce);
 CREATE UNIQUE INDEX payments_by_order ON payments (order_hash) WHERE status <> 'failed';
-CREATE UNIQUE INDEX payments_by_idem ON payments (idem_scope) WHERE idem_scope IS NOT NULL AND status <> 'failed';
+CREATE UNIQUE INDEX payments_by_idem ON payments (idem_scope) WHERE idem_scope IS NOT NULL AND status IN ('claimed', 'sent');
 CREATE INDEX payments_open ON payments (created_at, id) WHERE status IN ('claimed', 'sent');
 
 -- What the server's own key has signed to settle payments: every attempt with one account number has the same one.

@@ -41,7 +41,7 @@ const KEEP_EVERY: Duration = Duration::from_secs(2);
 /// After this a transaction that is in no block gets a dearer one beside it.
 const BUMP_AFTER: i64 = 20;
 /// Between two looks at one claim.
-const FIRST_LOOK: Duration = Duration::from_millis(4);
+const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// After this the token itself is asked, not only for what was sent from here.
 const SEARCH_AFTER: Duration = Duration::from_secs(3);

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::chain::{Account, Chain};
+use crate::chaos::Proxy;
 use crate::support::{Agent, Answer, Call, Server, Store};
 
 /// Seconds since 1970.
@@ -27,6 +28,8 @@ pub struct Shop {
     pub settler: Account,
     pub customer: Account,
     pub thief: Account,
+    /// Between the server and its node, if one was asked for.
+    pub proxy: Option<Proxy>,
 }
 
 fn text(value: &Value) -> String {
@@ -41,7 +44,19 @@ impl Shop {
 
     /// The same with flags more.
     pub async fn open_with(store: Store, args: &[(&str, &str)]) -> Self {
+        Self::open_on(store, Chain::start(), None, args).await
+    }
+
+    /// One that reaches its node through a proxy.
+    pub async fn open_behind_proxy(store: Store) -> Self {
         let chain = Chain::start();
+        let node = chain.rpc.trim_start_matches("http://").parse().expect("an address");
+        let proxy = Proxy::start(node).await;
+        Self::open_on(store, chain, Some(proxy), &[]).await
+    }
+
+    async fn open_on(store: Store, chain: Chain, proxy: Option<Proxy>, args: &[(&str, &str)]) -> Self {
+        let rpc = proxy.as_ref().map_or_else(|| chain.rpc.clone(), |proxy| format!("http://{}", proxy.addr));
         let account = |at: usize| chain.accounts[at].clone();
         let (treasury, settler, customer, thief) = (account(5), account(6), account(7), account(8));
         chain.mint(&customer.address, 1_000_000_000);
@@ -52,7 +67,7 @@ impl Shop {
         let mut options = Server::with(store)
             .await
             .arg("--mode", "open")
-            .arg("--chain-rpc", &chain.rpc)
+            .arg("--chain-rpc", &rpc)
             .arg("--treasury", &treasury.address);
         if !args.iter().any(|(flag, _)| *flag == "--facilitator" || *flag == "--no-settler") {
             options = options.arg("--settle-key-file", key_file.to_str().expect("a text"));
@@ -61,7 +76,7 @@ impl Shop {
             options = options.arg(flag, value);
         }
         let server = options.start().await;
-        Self { server, chain, treasury, settler, customer, thief }
+        Self { server, chain, treasury, settler, customer, thief, proxy }
     }
 
     /// A top-up without payment.

@@ -75,6 +75,11 @@ impl Budgets {
         self.ips.check(&ip, BY_IP)
     }
 
+    /// A payment that was taken came to nothing.
+    pub fn failed_by(&self, payer: [u8; 20]) {
+        self.payers.count(payer);
+    }
+
     /// It came to nothing.
     pub fn failed(&self, payer: Option<[u8; 20]>, ip: IpAddr) {
         if let Some(payer) = payer {

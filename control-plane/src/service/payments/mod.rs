@@ -389,10 +389,13 @@ pub async fn outcome(app: &App, parts: &Payments, claim: payments::Payment) -> R
         detail: "the payment was taken and its outcome is not known yet; present the same payment again",
     };
     let Ok(_seat) = parts.seats.try_acquire() else { return Err(pending(&claim.order_id).into()) };
-    let until = Instant::now() + PATIENCE;
+    let mut until = Instant::now() + PATIENCE;
     let id = claim.id;
     let mut claim = claim;
     loop {
+        if app.shared.is_draining() {
+            until = until.min(Instant::now() + LOOK_EVERY);
+        }
         let notify = parts.until_ended(id);
         let ended = notify.notified();
         tokio::pin!(ended);

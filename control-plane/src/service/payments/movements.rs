@@ -107,7 +107,12 @@ pub async fn turn_in(tx: &mut Tx, row: &Receipt, back: bool) -> Result<bool, Err
         ledger::move_between(tx, kind, from, to, row.amount, reference).await?;
     }
     if !row.sale.is_nil() {
-        orders::mark(tx, row.sale, if back { "reversed" } else { "delivered" }).await?;
+        let status = match (back, row.kind.as_str()) {
+            (true, _) => "reversed",
+            (false, "refund_due") => "refund_due",
+            (false, _) => "delivered",
+        };
+        orders::mark(tx, row.sale, status).await?;
     }
     Ok(true)
 }

@@ -1,5 +1,6 @@
 //! Orders proved by a transfer's hash. Hashes are public, so the hash alone proves nothing about who presents it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use otonix_sdk::chain::usdc::{self, TransferCall};
@@ -69,7 +70,7 @@ pub async fn take(
         );
     }
     parts.budgets.check(None, asked.ip())?;
-    let found = find(app, parts, &order, hash, payer, proof).await;
+    let found = find(app, parts, &order, hash, payer, proof, asked.ip()).await;
     if let Err(Stop::Refused(_)) = &found {
         parts.budgets.failed(None, asked.ip());
     }
@@ -112,6 +113,7 @@ async fn find(
     hash: Hash,
     payer: EvmAddress,
     proof: &OrderProof,
+    asked_from: IpAddr,
 ) -> Result<(Transaction, Mined), Stop> {
     let until = Instant::now() + PATIENCE;
     let mut wait = LOOK_FIRST;
@@ -129,6 +131,10 @@ async fn find(
             detail: "the transfer is not deep enough in the chain yet; present the same proof again",
         };
         if Instant::now() + wait >= until || app.shared.is_draining() {
+            if trouble.is_none() {
+                // Whoever asks for transactions that never come is told to go away in the end.
+                parts.budgets.failed(None, asked_from);
+            }
             return Err(trouble.unwrap_or_else(pending).into());
         }
         if seat.is_none() {

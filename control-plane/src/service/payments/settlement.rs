@@ -23,8 +23,6 @@ use crate::store::writer::{Target, Tx};
 use crate::store::{agents, orders};
 use crate::upstream::chain::{MAX_FEE_CAP, Mined, SETTLE_GAS, Trouble};
 
-/// Gas for a payment by a plain key; contracts get all that was simulated.
-const PLAIN_GAS: u64 = 160_000;
 /// So long after its end a payment can be in no new block, by the chain's clock and by ours, seconds.
 const ENDED_BY_CHAIN_SECS: u64 = 12;
 const ENDED_BY_CLOCK_SECS: u64 = 60;
@@ -71,7 +69,8 @@ pub fn sign(
     let gas = Gas {
         chain_id: parts.settings.chain_id,
         nonce,
-        limit: if payment.by_contract { SETTLE_GAS } else { PLAIN_GAS },
+        // What is not used is not paid for; what was simulated may be used.
+        limit: SETTLE_GAS,
         max_fee: max_fee.min(MAX_FEE_CAP),
         priority_fee: priority_fee.min(max_fee).min(MAX_FEE_CAP),
     };
@@ -216,15 +215,15 @@ async fn grant_in(
     if let Some(agent) = sold.goods.agent() {
         agents::lock_state(tx, agent.uuid()).await?;
     }
-    if !payments::end(tx, id, "done", None).await? {
-        return Ok(());
-    }
     let other = orders::sold(&mut tx.conn, sold.order_hash).await?;
     if other.is_some_and(|other| other.tx_hash != arrived.tx_hash) {
         // Somebody paid the same order otherwise. This payer has paid too, and gets what was paid for.
         sold.order_hash = order_id::hash_of(&spare);
         sold.order_id = spare;
         payments::rename_order(tx, id, &sold.order_id, sold.order_hash).await?;
+    }
+    if !payments::end(tx, id, "done", None).await? {
+        return Ok(());
     }
     book::sell_in(tx, &sold, arrived).await.map(|_| ())
 }
@@ -265,6 +264,10 @@ pub async fn fail(app: &App, parts: &Payments, payment: &Payment, why: &str) -> 
         })
         .await?;
     app.shared.metrics.payments_failed.inc();
+    if let Ok(payer) = payment.from.parse::<EvmAddress>() {
+        // It cost gas, or a facilitator's patience.
+        parts.budgets.failed_by(payer.bytes());
+    }
     parts.ended(payment.id);
     Ok(())
 }
