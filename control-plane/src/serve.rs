@@ -69,6 +69,7 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     );
     let shutdown = CancellationToken::new();
     let connections = TaskTracker::new();
+    tracker.spawn(reload_certificate(tls.clone(), stop.clone()));
     let front = Front {
         listener,
         tls,
@@ -147,6 +148,28 @@ async fn watchdog(stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+/// On SIGHUP, reads certificate and key again; connections made from then on use what is there.
+async fn reload_certificate(tls: Option<Arc<Tls>>, stop: CancellationToken) {
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP cannot be heard");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = hangup.recv() => {}
+        }
+        match tls.as_deref().map(Tls::reload) {
+            None => tracing::info!("SIGHUP: there is no certificate to read again"),
+            Some(Ok(())) => tracing::info!("SIGHUP: the certificate was read again"),
+            Some(Err(error)) => tracing::error!(%error, "SIGHUP: the old certificate stays in use"),
+        }
     }
 }
 

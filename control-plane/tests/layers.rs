@@ -301,11 +301,7 @@ fn the_core_of_the_sdk_is_pure() {
         "std::thread",
     ];
     assert_absent(core, &outside, &[]);
-    assert_absent(
-        core,
-        &["crate::link", "crate::client", "crate::agent", "crate::runtime", "crate::wallet"],
-        &[],
-    );
+    assert_absent(core, &["crate::link", "crate::client", "crate::agent", "crate::wallet"], &[]);
 }
 
 #[test]

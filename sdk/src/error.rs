@@ -38,8 +38,6 @@ codes! {
     InvalidQuery = "invalid_query",
     /// A linked id does not exist or is not the caller's.
     UnknownLink = "unknown_link",
-    /// A path's id is not one.
-    InvalidId = "invalid_id",
     /// The request itself is malformed.
     BadRequest = "bad_request",
     /// Neither the request nor the price table says what the call cost.

@@ -2,8 +2,7 @@
 //!
 //! Without features this crate is pure: types, exact money, the survival tier, model routing.
 //! It never does I/O, never spawns, and reads the time only inside [`clock::SystemClock`].
-//! I/O sits behind features: `client` (REST), `link` (the durable session), `wallet`, `agent` (all in one type),
-//! `runtime` (what both binaries share).
+//! I/O sits behind features: `client` (REST), `link` (the durable session), `wallet`, `agent` (all in one type).
 
 #[cfg(feature = "agent")]
 pub mod agent;
@@ -25,8 +24,6 @@ pub mod money;
 pub mod pay;
 pub mod prices;
 pub mod routing;
-#[cfg(feature = "runtime")]
-pub mod runtime;
 pub mod secret;
 pub mod standing;
 #[cfg(feature = "wallet")]

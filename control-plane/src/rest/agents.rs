@@ -28,6 +28,7 @@ pub(super) fn keep_record<T: Serialize + 'static>(call: &Call, status: StatusCod
 }
 
 pub async fn register(call: Call) -> Answered {
+    call.caller.owner_key()?;
     let body: RegisterAgent = call.json()?;
     let keep = call.keep(|done: &Registered| {
         let mut shown = done.clone();

@@ -9,6 +9,7 @@ use crate::rest::{Answered, id_at};
 use crate::service::keys;
 
 pub async fn generate(call: Call) -> Answered {
+    keys::may_generate(&call.caller)?;
     let body: GenerateKey = call.json()?;
     let keep = call.keep(|key: &NewKey| {
         let shown = NewKey { key: None, secret_shown: Some(true), ..key.clone() };

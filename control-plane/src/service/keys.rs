@@ -11,13 +11,29 @@ use crate::app::App;
 use crate::auth::{Caller, KEY_PREFIX, Mode, Principal, Scope, hash_secret, random_hex};
 use crate::error::Error;
 use crate::store::actions::{self, ActionRow};
-use crate::store::keys::NewKeyRow;
+use crate::store::keys::{KnownKey, NewKeyRow};
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::writer::{IdemFor, Notice, Target, Tx, Written};
 use crate::store::{agents, keys};
 
 /// Active keys that one owner may have.
 const MAX_ACTIVE_KEYS: i64 = 20;
+
+/// Whether this caller may make keys; with a key, the one that the new key joins.
+///
+/// # Errors
+/// 401 for nobody where that is not enough, 403 for an agent's own key.
+pub fn may_generate(caller: &Caller) -> Result<Option<KnownKey>, Error> {
+    match caller.principal {
+        Principal::Key(_) => caller.owner_key().map(Some),
+        Principal::Operator => Ok(None),
+        Principal::Anonymous if caller.mode == Mode::Open => Ok(None),
+        Principal::Anonymous => Err(Error::Unauthenticated {
+            code: ErrorCode::MissingKey,
+            detail: "a key is made by the operator or with an owner's key",
+        }),
+    }
+}
 
 /// Makes a key. Without a key (or by the operator) it starts a new owner.
 ///
@@ -29,21 +45,12 @@ pub async fn generate(
     body: GenerateKey,
     idem: Option<IdemFor<NewKey>>,
 ) -> Result<Written<NewKey>, Error> {
-    let (joins, made_by) = match caller.principal {
-        Principal::Operator => (body.owner_id, None),
-        Principal::Key(_) => {
-            let key = caller.owner_key()?;
-            (Some(key.owner), Some(key.id))
-        }
-        Principal::Anonymous if caller.mode == Mode::Open => {
+    let (joins, made_by) = match may_generate(caller)? {
+        Some(key) => (Some(key.owner), Some(key.id)),
+        None if caller.principal == Principal::Operator => (body.owner_id, None),
+        None => {
             app.rate_limits.anonymous_key(caller.ip)?;
             (None, None)
-        }
-        Principal::Anonymous => {
-            return Err(Error::Unauthenticated {
-                code: ErrorCode::MissingKey,
-                detail: "a key is made by the operator or with an owner's key",
-            });
         }
     };
     limits::check_name("name", &body.name, limits::NAME)?;

@@ -64,8 +64,12 @@ impl ActionRow {
 /// Inserts actions that are not there yet; gives back how many counted ones each agent gained.
 ///
 /// # Errors
-/// [`StoreError`] when the database refuses or is away.
+/// [`StoreError`] when the database refuses or is away; [`StoreError::Taken`] when one is there already and the
+/// transaction does not look for repeats.
 pub async fn insert(tx: &mut Tx, rows: &[ActionRow]) -> Result<HashMap<Uuid, i64>, StoreError> {
+    const FRESH: &str = "INSERT INTO agent_actions (agent_id, id, owner_id, action, category, details, status, \
+        autonomous, created_at) SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], \
+        $6::text[], $7::text[], $8::boolean[], $9::timestamptz[])";
     const PG: &str = "WITH new AS (INSERT INTO agent_actions (agent_id, id, owner_id, action, category, details, \
         status, autonomous, created_at) SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], \
         $5::text[], $6::text[], $7::text[], $8::boolean[], $9::timestamptz[]) ON CONFLICT (agent_id, id) DO NOTHING \
@@ -86,7 +90,7 @@ pub async fn insert(tx: &mut Tx, rows: &[ActionRow]) -> Result<HashMap<Uuid, i64
         }
         let new: Vec<(Uuid, i64)> = match &mut tx.conn {
             Conn::Postgres(c) => {
-                sqlx::query_as(PG)
+                let found = sqlx::query_as(if tx.repeats { PG } else { FRESH })
                     .bind(rows.iter().map(|row| row.agent).collect::<Vec<_>>())
                     .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
                     .bind(rows.iter().map(|row| row.owner).collect::<Vec<_>>())
@@ -97,7 +101,8 @@ pub async fn insert(tx: &mut Tx, rows: &[ActionRow]) -> Result<HashMap<Uuid, i64
                     .bind(rows.iter().map(|row| row.autonomous).collect::<Vec<_>>())
                     .bind(rows.iter().map(|row| row.created_at).collect::<Vec<_>>())
                     .fetch_all(c)
-                    .await?
+                    .await?;
+                if tx.repeats { found } else { rows.iter().map(|row| (row.agent, 1)).collect() }
             }
             Conn::Sqlite(c) => {
                 let rows: Vec<_> = rows

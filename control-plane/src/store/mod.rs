@@ -202,6 +202,14 @@ impl Conn {
         Ok(on!(self, |c| sqlx::query(sql).execute(c).await?.rows_affected()))
     }
 
+    /// Begins a transaction that will write.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database refuses or is away.
+    pub async fn begin(&mut self) -> Result<(), StoreError> {
+        self.run_raw(if self.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" }).await
+    }
+
     /// Executes statements in one round trip, without parameters or plans.
     ///
     /// # Errors

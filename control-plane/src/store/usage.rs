@@ -32,8 +32,12 @@ pub struct UsageRow {
 /// Inserts records that are not there yet; gives back those that were new.
 ///
 /// # Errors
-/// [`StoreError`] when the database refuses or is away.
+/// [`StoreError`] when the database refuses or is away; [`StoreError::Taken`] when one is there already and the
+/// transaction does not look for repeats.
 pub async fn insert(tx: &mut Tx, rows: &[UsageRow]) -> Result<HashSet<(Uuid, Uuid)>, StoreError> {
+    const FRESH: &str = "INSERT INTO compute_logs (agent_id, id, owner_id, model, tokens_in, tokens_out, \
+        tokens_cached, cost, list_cost, created_at) SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], \
+        $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])";
     const PG: &str = "INSERT INTO compute_logs (agent_id, id, owner_id, model, tokens_in, tokens_out, tokens_cached, \
         cost, list_cost, created_at) SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], \
         $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[]) \
@@ -44,7 +48,7 @@ pub async fn insert(tx: &mut Tx, rows: &[UsageRow]) -> Result<HashSet<(Uuid, Uui
         r.value->>9 FROM json_each($1) r WHERE true ON CONFLICT (agent_id, id) DO NOTHING RETURNING agent_id, id";
     let new: Vec<(Uuid, Uuid)> = match &mut tx.conn {
         Conn::Postgres(c) => {
-            sqlx::query_as(PG)
+            let found = sqlx::query_as(if tx.repeats { PG } else { FRESH })
                 .bind(rows.iter().map(|row| row.agent).collect::<Vec<_>>())
                 .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
                 .bind(rows.iter().map(|row| row.owner).collect::<Vec<_>>())
@@ -56,7 +60,8 @@ pub async fn insert(tx: &mut Tx, rows: &[UsageRow]) -> Result<HashSet<(Uuid, Uui
                 .bind(rows.iter().map(|row| row.list_cost).collect::<Vec<_>>())
                 .bind(rows.iter().map(|row| row.created_at).collect::<Vec<_>>())
                 .fetch_all(c)
-                .await?
+                .await?;
+            if tx.repeats { found } else { rows.iter().map(|row| (row.agent, row.id)).collect() }
         }
         Conn::Sqlite(c) => {
             let rows: Vec<_> = rows

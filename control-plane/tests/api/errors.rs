@@ -141,6 +141,12 @@ async fn other_content_types_are_refused(store: Store) {
             answer.refused(415, "unsupported_media_type");
         }
     }
+    // Who may not ask at all hears that first.
+    let guarded = Server::with(store).await.guarded().start().await;
+    for path in ["/api/agents/register", "/api/keys/generate", "/api/sandboxes"] {
+        let answer = guarded.post(path).header("content-type", "text/plain").bytes("nonsense").await;
+        assert_eq!(answer.status, 401, "{path}: {}", answer.text());
+    }
     for kind in ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=\"UTF-8\""]
     {
         let call = server.post("/api/sandboxes").key(&agent.key).header("content-type", kind);

@@ -32,4 +32,5 @@ mod sanitising;
 mod service_manager;
 mod session;
 mod status;
+mod tls;
 mod transactions;
