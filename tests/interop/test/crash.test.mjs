@@ -1,7 +1,7 @@
 // The crash matrix: SIGKILL at every boundary between a program and the world (see boundary.c), on both sides of a
 // payment. Afterwards at most one transfer per intent, every intent ended, one grant per payment, books that balance.
 //
-// A clean run tells which boundaries there are; OTONIX_TEST_POINTS of them are tried per matrix (default 10, spread and
+// A clean run tells which boundaries there are; OTONIX_TEST_POINTS of them are tried per matrix (default 20, spread and
 // shifted by chance; `all` for every one). OTONIX_TEST_SEED repeats the choice of an earlier run.
 
 import assert from 'node:assert/strict'
@@ -16,7 +16,7 @@ import { offer, startRogue } from '../partners/rogue.mjs'
 import { startRpc } from '../partners/rpc.mjs'
 import { ACCOUNTS, folder, machine, orderSuffix, sleep, stage, startServer, until, wallet } from '../stage.mjs'
 
-const POINTS = process.env.OTONIX_TEST_POINTS ?? '10'
+const POINTS = process.env.OTONIX_TEST_POINTS ?? '20'
 let seed = Number(process.env.OTONIX_TEST_SEED ?? Date.now() % 1_000_000)
 const JSON_TYPE = { 'content-type': 'application/json' }
 
