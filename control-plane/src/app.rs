@@ -22,6 +22,7 @@ use crate::limits::RateLimits;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::net::Stats;
+use crate::service::payments::Payments;
 use crate::service::sessions::Admission;
 use crate::store::Db;
 use crate::store::agents::AgentState;
@@ -37,6 +38,8 @@ pub struct App {
     pub price_version: String,
     pub shared: Arc<Shared>,
     pub rate_limits: RateLimits,
+    /// How this server is paid, when it is.
+    pub payments: Option<Arc<Payments>>,
     /// SHA-256 of the operator token, hex.
     pub operator_hash: String,
     /// Names this replica.
@@ -192,6 +195,7 @@ impl App {
         db: Db,
         clock: Arc<dyn Clock>,
         operator_hash: String,
+        payments: Option<Payments>,
         tracker: &TaskTracker,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared::new(&clock));
@@ -207,6 +211,7 @@ impl App {
             prices,
             shared,
             rate_limits,
+            payments: payments.map(Arc::new),
             operator_hash,
             replica: otonix_sdk::clock::new_id(),
         })

@@ -154,6 +154,14 @@ impl Caller {
         }
     }
 
+    /// The rows of a list that are a key's own, in every mode.
+    pub fn own_rows(&self) -> Scope {
+        match self.principal {
+            Principal::Key(key) => own_scope(key),
+            Principal::Operator | Principal::Anonymous => Scope::Owner(Uuid::nil()),
+        }
+    }
+
     /// The rows of a list that only its owner and the operator see.
     ///
     /// # Errors

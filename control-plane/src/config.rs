@@ -15,6 +15,7 @@ use otonix_sdk::standing::Thresholds;
 use serde::Deserialize;
 
 use crate::auth::Mode;
+use crate::treasury::{Given, PaymentSettings};
 
 /// The Otonix control plane.
 #[derive(Debug, Parser)]
@@ -135,9 +136,41 @@ options! {
     /// Log format (default: human on a terminal, else json).
     #[arg(env = "OTONIX_LOG_FORMAT", value_enum)]
     log_format: LogFormat,
-    /// File with the key that settles payments. Until payments are served it only makes `guarded` the default mode.
+    /// JSON-RPC addresses of nodes of the chain that payments come over, tried in this order; repeatable, comma
+    /// separated in the environment (default: none, and paid routes answer 503).
+    #[arg(env = "OTONIX_CHAIN_RPC", hide_env_values = true, value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_more")]
+    chain_rpc: Vec<String>,
+    /// The chain's id (default 8453, Base).
+    #[arg(env = "OTONIX_CHAIN_ID")]
+    chain_id: u64,
+    /// The USDC contract (default: that on Base).
+    #[arg(env = "OTONIX_ASSET")]
+    asset: String,
+    /// The address that is paid. Needed with chain-rpc.
+    #[arg(env = "OTONIX_TREASURY")]
+    treasury: String,
+    /// Money that moves from this block on is booked (default: the newest block at the first start).
+    #[arg(env = "OTONIX_CHAIN_START_BLOCK")]
+    chain_start_block: u64,
+    /// File with the private key (hex) that carries out signed payments and pays their gas; it makes `guarded` the
+    /// default mode. Without it and without a facilitator only orders are taken.
     #[arg(env = "OTONIX_SETTLE_KEY_FILE")]
     settle_key_file: PathBuf,
+    /// The x402 facilitator that carries out signed payments, in place of a key.
+    #[arg(env = "OTONIX_FACILITATOR", hide_env_values = true)]
+    facilitator: String,
+    /// Blocks that a payment must be deep, its own among them, or `auto`: by amount (default auto).
+    #[arg(env = "OTONIX_CONFIRMATIONS")]
+    #[serde(deserialize_with = "text_or_number")]
+    confirmations: String,
+    /// How long an order may be paid, seconds (default 900).
+    #[arg(env = "OTONIX_ORDER_TTL")]
+    order_ttl: u64,
+    /// The least price for which signed payments are taken, USDC (default 0.05).
+    #[arg(env = "OTONIX_MIN_EXACT")]
+    #[serde(deserialize_with = "text_or_number")]
+    min_exact: String,
     /// Vercel API token. Until domains are sold it only makes `guarded` the default mode.
     #[arg(env = "OTONIX_VERCEL_TOKEN", hide_env_values = true)]
     vercel_token: String,
@@ -171,6 +204,8 @@ pub struct Settings {
     pub rate_limit: u32,
     pub log: String,
     pub log_format: Option<LogFormat>,
+    /// How this server is paid; `None` when it is not.
+    pub payments: Option<PaymentSettings>,
 }
 
 impl Options {
@@ -200,6 +235,18 @@ impl Options {
             bail!("operator-token must have at least 16 characters");
         }
         let mode = mode(self.mode, listen, vendor_token)?;
+        let payments = Given {
+            rpc: self.chain_rpc,
+            chain_id: self.chain_id,
+            asset: self.asset,
+            treasury: self.treasury,
+            start_block: self.chain_start_block,
+            settle_key_file: self.settle_key_file,
+            facilitator: self.facilitator,
+            confirmations: self.confirmations,
+            order_ttl: self.order_ttl,
+            min_exact: self.min_exact,
+        };
         let tls = match (self.tls_cert, self.tls_key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
@@ -230,6 +277,7 @@ impl Options {
             rate_limit: self.rate_limit.unwrap_or(200),
             log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format,
+            payments: payments.resolve()?,
         })
     }
 }
@@ -257,6 +305,26 @@ impl Settings {
         let Some(path) = &self.price_table else { return Ok(PriceTable::default()) };
         read_prices(path).with_context(|| format!("price-table {}", path.display()))
     }
+}
+
+/// A list, or one text with commas, as in the environment.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(Some(match Either::deserialize(deserializer)? {
+        Either::One(text) => text.split(',').map(|part| part.trim().to_owned()).collect(),
+        Either::More(parts) => parts,
+    }))
+}
+
+/// A text, or a number without quotes.
+fn text_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let value = toml::Value::deserialize(deserializer)?;
+    Ok(Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
 }
 
 fn mode(asked: Option<ModeName>, listen: SocketAddr, vendor_token: bool) -> anyhow::Result<Mode> {

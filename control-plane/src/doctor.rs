@@ -3,11 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::auth::Mode;
 use crate::config::Settings;
 use crate::net::Tls;
+use crate::service::payments::Payments;
 use crate::store::{Db, audit, migrate};
+use crate::treasury::Settler;
 
 /// What the configuration comes to, without secrets.
 ///
@@ -22,10 +25,11 @@ pub fn summary(settings: &Settings) -> anyhow::Result<String> {
         Mode::Guarded => "guarded",
     };
     let tiers = settings.tiers;
+    let payments = payments_summary(settings)?;
     Ok(format!(
         "listen = {}\nmode = {mode}\ndatabase = {database}\ndata-dir = {}\ntls = {}\npublic-url = {}\n\
          tiers = {}/{}/{}\nfunding-grace = {} s\nprice-table = {} models, version {}\nretention-days = {}\n\
-         rate-limit = {}",
+         rate-limit = {}\npayments = {payments}",
         settings.listen,
         settings.data_dir.display(),
         if settings.tls.is_some() { "on" } else { "off" },
@@ -39,6 +43,17 @@ pub fn summary(settings: &Settings) -> anyhow::Result<String> {
         settings.retention_days.map_or("for ever".to_owned(), |days| days.to_string()),
         settings.rate_limit,
     ))
+}
+
+/// How this server is paid, in a line.
+fn payments_summary(settings: &Settings) -> anyhow::Result<String> {
+    let Some(payments) = &settings.payments else { return Ok("off (no chain-rpc)".to_owned()) };
+    let settler = match payments.settler()? {
+        Settler::None => "orders only".to_owned(),
+        Settler::Key(key) => format!("orders and signed payments, settled by {}", key.address()),
+        Settler::Facilitator(_) => "orders and signed payments, settled by a facilitator".to_owned(),
+    };
+    Ok(format!("to {} on chain {} in {}: {settler}", payments.treasury, payments.chain_id, payments.asset))
 }
 
 struct Findings(Vec<(bool, String)>);
@@ -73,6 +88,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         findings.bad("the server listens on the network without TLS: set tls-cert and tls-key, or put a proxy before it");
     }
     database(settings, &mut findings).await;
+    payments(settings, &mut findings).await;
     for (good, what) in &findings.0 {
         println!("{} {what}", if *good { "ok  " } else { "BAD " });
     }
@@ -121,5 +137,41 @@ async fn database(settings: &Settings, findings: &mut Findings) {
         Ok(books) if books.differences().is_empty() => findings.good("the books balance"),
         Ok(_) => findings.bad("the books do not balance: run `audit`"),
         Err(error) => findings.bad(format!("the books cannot be read: {error}")),
+    }
+}
+
+async fn payments(settings: &Settings, findings: &mut Findings) {
+    let Some(configured) = settings.payments.clone() else { return };
+    if let Some(path) = &configured.settle_key_file
+        && let Ok(meta) = fs::metadata(path)
+        && meta.permissions().mode() & 0o077 != 0
+    {
+        findings.bad(format!("{} can be read by other users: chmod 600 it", path.display()));
+    }
+    let parts = match Payments::new(configured, [0; 32]) {
+        Ok(parts) => parts,
+        Err(error) => {
+            findings.bad(format!("payments: {error:#}"));
+            return;
+        }
+    };
+    let head = match parts.chain.head(Duration::ZERO).await {
+        Ok(head) => head,
+        Err(trouble) => {
+            findings.bad(format!(
+                "the chain cannot be relied on: {trouble}: check chain-rpc, chain-id and asset"
+            ));
+            return;
+        }
+    };
+    findings.good(format!("the chain is {} and its newest block {}", parts.chain.id(), head.number));
+    if let Settler::Key(key) = &parts.settler {
+        match parts.chain.watch_gas(key.address()).await {
+            Ok(()) if parts.chain.has_gas() => findings.good("the settling key can pay for gas"),
+            Ok(()) => {
+                findings.bad(format!("the settling key {} is short of gas: send it some", key.address()))
+            }
+            Err(trouble) => findings.bad(format!("the settling key's gas is not known: {trouble}")),
+        }
     }
 }

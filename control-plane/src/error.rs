@@ -7,6 +7,7 @@ use otonix_sdk::error::ErrorCode;
 use otonix_sdk::limits::Invalid;
 use uuid::Uuid;
 
+use crate::demand::Demand;
 use crate::store::StoreError;
 
 /// A failed request.
@@ -80,6 +81,19 @@ pub enum Error {
         /// In words.
         detail: &'static str,
     },
+    /// A payment is needed, or the one presented does not do.
+    #[error("{}", .0.detail)]
+    PaymentRequired(Box<Demand>),
+    /// Whether a payment was made is not known yet.
+    #[error("{detail}")]
+    PaymentPending {
+        /// The order that it is for; the same payment may be presented again.
+        order_id: String,
+        /// When to try again.
+        retry_after: Duration,
+        /// In words.
+        detail: &'static str,
+    },
     /// The sender's numbering is that of a copy.
     #[error("these sequence numbers were used by another copy of this spool; open a new epoch")]
     NewEpochRequired,
@@ -137,6 +151,8 @@ impl Error {
             | Self::Forbidden { code, .. }
             | Self::Busy { code, .. }
             | Self::NotConfigured { code, .. } => *code,
+            Self::PaymentRequired(demand) => demand.code,
+            Self::PaymentPending { .. } => ErrorCode::PaymentPending,
             Self::NewEpochRequired => ErrorCode::NewEpochRequired,
             Self::Superseded => ErrorCode::Conflict,
             Self::Store(StoreError::Unavailable(_)) => ErrorCode::DatabaseUnavailable,

@@ -52,13 +52,21 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
         Command::CheckConfig => println!("{}", doctor::summary(&settings)?),
         Command::Doctor => return doctor::run(&settings).await,
         Command::Audit => {
-            let books = serve::books(&settings).await?;
+            let (books, chain) = serve::books(&settings).await?;
             println!("agents {} USDC", books.agents);
             for (name, balance) in &books.accounts {
                 println!("{name} {balance} USDC");
             }
             println!("sum {} USDC", books.sum());
-            let differences = books.differences();
+            let mut differences = books.differences();
+            if let Some(chain) = &chain {
+                for (kind, (count, amount)) in &chain.by_kind {
+                    println!("on chain: {kind} {amount} USDC in {count} transfers");
+                }
+                let (count, amount) = chain.waiting;
+                println!("on chain: waiting {amount} USDC in {count} transfers");
+                differences.extend(chain.differences.iter().cloned());
+            }
             for difference in &differences {
                 println!("DIFFERENCE: {difference}");
             }

@@ -25,6 +25,11 @@ pub struct Metrics {
     pub tier_changes: Counter,
     pub healing_attempts: Counter,
     pub healing_successes: Counter,
+    pub payments_settled: Counter,
+    pub payments_refused: Counter,
+    pub payments_failed: Counter,
+    pub deposits_credited: Counter,
+    pub payments_reversed: Counter,
     groups: Counter,
     group_items: Counter,
     group_seconds: Histogram,
@@ -56,6 +61,13 @@ impl Default for Metrics {
         let tier_changes = counter("tier_changes", "Survival tiers changed");
         let healing_attempts = counter("healing_attempts", "Agents that were told to restart");
         let healing_successes = counter("healing_successes", "Agents that run again after that");
+        let payments_settled = counter("payments_settled", "Payments booked");
+        let payments_refused = counter("payments_refused", "Payments answered with 402");
+        let payments_failed =
+            counter("payments_failed", "Signed payments that were taken and never carried out");
+        let deposits_credited = counter("deposits_credited", "Deposits credited");
+        let payments_reversed =
+            counter("payments_reversed", "Payments that left the chain after they were booked");
         let groups = counter("write_groups", "Transactions committed");
         let group_items = counter("write_group_items", "Writes committed");
         let group_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 14));
@@ -76,6 +88,11 @@ impl Default for Metrics {
             tier_changes,
             healing_attempts,
             healing_successes,
+            payments_settled,
+            payments_refused,
+            payments_failed,
+            deposits_credited,
+            payments_reversed,
             groups,
             group_items,
             group_seconds,

@@ -20,7 +20,9 @@ use crate::app::App;
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
+use crate::reconcile::{Reconciled, reconcile};
 use crate::rest;
+use crate::service::payments::Payments;
 use crate::store::writer::Target;
 use crate::store::{Db, audit, leases, migrate, replicas, settings};
 use crate::worker::{beats, calendar};
@@ -54,7 +56,8 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     migrate::migrate(&db).await.context("the database")?;
     let tracker = TaskTracker::new();
     let operator_hash = operator_hash(&settings, &db).await?;
-    let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, &tracker);
+    let payments = payments(&settings, &db).await?;
+    let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, payments, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);
     tracker.spawn(watchdog(stop.clone()));
@@ -254,6 +257,16 @@ async fn operator_hash(settings: &Settings, db: &Db) -> anyhow::Result<String> {
     Ok(agreed)
 }
 
+/// What being paid needs, with the key of orders that all replicas share.
+async fn payments(settings: &Settings, db: &Db) -> anyhow::Result<Option<Payments>> {
+    let Some(settings) = settings.payments.clone() else { return Ok(None) };
+    let mut tx = settings::Direct::open(db).await?;
+    let key = tx.init(settings::ORDER_KEY, &random_hex::<32>()).await?;
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(&key, &mut bytes).context("the order key in the database")?;
+    Ok(Some(Payments::new(settings, bytes)?))
+}
+
 /// Brings the database up to date.
 ///
 /// # Errors
@@ -264,12 +277,15 @@ pub async fn migrate_only(settings: &Settings) -> anyhow::Result<Vec<&'static st
     Ok(migrate::migrate(&db).await?)
 }
 
-/// Reads the books.
+/// Reads the books, and the chain beside them when one is configured.
 ///
 /// # Errors
-/// When the database cannot be read.
-pub async fn books(settings: &Settings) -> anyhow::Result<audit::Books> {
+/// When the database or the chain cannot be read.
+pub async fn books(settings: &Settings) -> anyhow::Result<(audit::Books, Option<Reconciled>)> {
     let db = Db::connect(settings.database.expose()).await.context("the database")?;
     let mut conn = db.dedicated().await?;
-    Ok(audit::books(&mut conn).await?)
+    // The chain comes last: what is booked meanwhile is on it already.
+    let books = audit::books(&mut conn).await?;
+    let chain = reconcile(settings, &db).await?;
+    Ok((books, chain))
 }

@@ -100,6 +100,7 @@ const OURS: &[&str] = &["sdk/src/", "control-plane/src/", "agent-daemon/src/"];
 const HANDLERS: &[&str] = &[
     "control-plane/src/rest/agents.rs",
     "control-plane/src/rest/keys.rs",
+    "control-plane/src/rest/payments.rs",
     "control-plane/src/rest/records.rs",
     "control-plane/src/rest/sanitise.rs",
     "control-plane/src/rest/system.rs",

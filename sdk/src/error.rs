@@ -94,6 +94,30 @@ codes! {
     Overloaded = "overloaded",
     /// The database cannot be reached.
     DatabaseUnavailable = "database_unavailable",
+    /// A payment is needed.
+    PaymentRequired = "payment_required",
+    /// The payment header cannot be read.
+    InvalidPayment = "invalid_payment",
+    /// The payment is not one that can be taken.
+    PaymentInvalid = "payment_invalid",
+    /// The payment is for another request, or its order is not known.
+    PaymentMismatch = "payment_mismatch",
+    /// The payment is too small, or the payer has not enough.
+    PaymentInsufficient = "payment_insufficient",
+    /// The order or the authorization ran out before it was paid.
+    PaymentExpired = "payment_expired",
+    /// The payment failed on chain.
+    PaymentFailed = "payment_failed",
+    /// Nothing ties the transfer to this order.
+    PayerNotProven = "payer_not_proven",
+    /// Whether the payment was made is not known yet.
+    PaymentPending = "payment_pending",
+    /// The transfer was credited as a deposit.
+    PaymentAlreadyCredited = "payment_already_credited",
+    /// The payment was used for another request.
+    PaymentAlreadyUsed = "payment_already_used",
+    /// The order was paid by another payment.
+    OrderAlreadyPaid = "order_already_paid",
     /// Payments are not configured.
     PaymentsNotConfigured = "payments_not_configured",
     /// The vendor is not configured.

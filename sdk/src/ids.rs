@@ -85,6 +85,14 @@ id!(
     TransferId
 );
 id!(
+    /// A sale that was paid.
+    SaleId
+);
+id!(
+    /// Money that arrived and is owed back.
+    RefundId
+);
+id!(
     /// A command for an agent's daemon.
     CommandId
 );

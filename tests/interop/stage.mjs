@@ -77,6 +77,11 @@ export async function stage(options) {
             return hash
         },
         mine: (blocks = 1) => rpc('anvil_mine', `0x${blocks.toString(16)}`),
+        /** A block every half second beside those of transactions, as larger payments need to be final. Returns its end. */
+        ticking() {
+            const timer = setInterval(() => rpc('anvil_mine', '0x1').catch(() => {}), 500)
+            return () => clearInterval(timer)
+        },
         async advance(seconds) {
             await rpc('evm_increaseTime', seconds)
             await rpc('anvil_mine', '0x1')
@@ -258,7 +263,7 @@ export async function startPostgres() {
 /**
  * A machine with the daemon's state on it, initialised at `server`. `settings` is added to agent.toml's sections through
  * the environment (`OTONIX_PAY_MAX_DAY`). Chain and loopback peers are allowed unless told otherwise. The agent has
- * `credits` (USDC) from the operator, so that its tier allows payments; `bought()` is what it has beyond them, micro-USDC.
+ * `credits` (USDC) from the operator, so that it does not top up by itself; `bought()` is what it has beyond them, micro-USDC.
  */
 export async function machine(server, { chain, rpc = chain?.url, settings = {}, usdc = 0, ether = 1n, credits = 100, loopback = true } = {}) {
     const dir = folder('agent')
@@ -266,7 +271,7 @@ export async function machine(server, { chain, rpc = chain?.url, settings = {}, 
     const env = {
         OTONIX_STATE_DIR: state, OTONIX_LOG: process.env.OTONIX_TEST_LOG ?? 'info',
         ...(rpc ? { OTONIX_CHAIN_RPC: rpc, OTONIX_CHAIN_ID: '8453', OTONIX_ASSET: ASSET } : {}),
-        OTONIX_PAY_HOSTS: '*', ...(loopback ? { OTONIX_PAY_ALLOW_PRIVATE_ADDRESSES: 'true' } : {}), ...settings,
+        OTONIX_PAY_HOSTS: '["*"]', OTONIX_PAY_ESSENTIAL: '["*"]', ...(loopback ? { OTONIX_PAY_ALLOW_PRIVATE_ADDRESSES: 'true' } : {}), ...settings,
     }
     mkdirSync(state, { mode: 0o700 })
     const cli = (args, options = {}) => run('otonix-agent', args, { cwd: dir, ...options, env: { ...env, ...options.env } })

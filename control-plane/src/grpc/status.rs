@@ -17,7 +17,9 @@ pub fn of(error: &Error) -> Status {
         Error::Unauthenticated { .. } => Code::Unauthenticated,
         Error::Forbidden { .. } => Code::PermissionDenied,
         Error::Busy { .. } => Code::ResourceExhausted,
+        Error::PaymentRequired(_) => Code::FailedPrecondition,
         Error::NotConfigured { .. }
+        | Error::PaymentPending { .. }
         | Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
             Code::Unavailable
         }

@@ -52,7 +52,13 @@ pub fn written<T: Serialize>(call: &Call, status: StatusCode, done: Written<T>) 
     }
 }
 
-fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
+/// A body that was kept, with the status that it had.
+pub fn kept(status: u16, body: String) -> Response {
+    raw(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Body::from(body))
+}
+
+/// An answer that was kept, unless it was to another request.
+pub fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
     if idem.is_some_and(|idem| idem.fingerprint != answer.fingerprint) {
         return Error::conflict(
             ErrorCode::IdempotencyKeyReused,
@@ -60,13 +66,16 @@ fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
         )
         .into_response();
     }
-    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = raw(status, Body::from(answer.body.clone()));
-    if !status.is_success()
+    let mut response = kept(answer.status, answer.body.clone());
+    if !response.status().is_success()
         && let Ok(problem) = serde_json::from_str::<Problem>(&answer.body)
     {
         let code = ErrorCode::parse(&problem.code).unwrap_or(ErrorCode::Conflict);
-        response.extensions_mut().insert(problem::Pending { code, detail: problem.detail });
+        response.extensions_mut().insert(problem::Pending {
+            code,
+            detail: problem.detail,
+            more: serde_json::Map::new(),
+        });
     }
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
     response

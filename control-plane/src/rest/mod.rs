@@ -15,11 +15,13 @@ use crate::rest::call::Call;
 pub mod answer;
 pub mod call;
 pub mod front;
+pub mod paid;
 pub mod problem;
 pub mod sanitise;
 
 mod agents;
 mod keys;
+mod payments;
 mod records;
 mod system;
 mod vendors;
@@ -53,6 +55,13 @@ macro_rules! once {
     };
 }
 
+/// A POST that is paid, and takes an idempotency key.
+macro_rules! sold {
+    ($offer:path) => {
+        |call: Call| answer::once(call, |call| paid::gate(call, $offer))
+    };
+}
+
 routes! {
     POST "/api/keys/generate" => once keys::generate;
     GET "/api/keys" => plain keys::list;
@@ -64,6 +73,7 @@ routes! {
     GET "/api/agents/{id}/actions" => plain agents::actions;
     POST "/api/agents/{id}/actions" => once agents::log_action;
     POST "/api/agents/{id}/grant" => once agents::grant;
+    POST "/api/agents/{id}/topup" => sold payments::offer_topup;
     POST "/api/agents/{id}/kill" => once agents::kill;
     GET "/api/agents/{id}/commands" => plain agents::commands;
     POST "/api/agents/{id}/commands" => once agents::command;
@@ -84,9 +94,12 @@ routes! {
     GET "/api/price-table" => plain system::price_table;
     GET "/api/auth/status" => plain system::auth_status;
     GET "/api/autonomic/status" => plain system::autonomic_status;
-    GET "/api/x402/config" => plain vendors::x402_config;
+    GET "/api/x402/config" => plain payments::config;
+    GET "/api/orders" => plain payments::orders;
+    GET "/api/refunds" => plain payments::refunds;
+    POST "/api/refunds/{id}/resolve" => once payments::resolve_refund;
     GET "/api/vercel/status" => plain vendors::status;
-    GET "/api/vercel/payment-config" => plain vendors::x402_config;
+    GET "/api/vercel/payment-config" => plain payments::config;
     POST "/api/vercel/check" => once vendors::check;
     POST "/api/vercel/register" => once vendors::buy_domain;
     GET "/api/vercel/domains" => plain vendors::own_things;

@@ -7,8 +7,11 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use otonix_sdk::error::{ErrorCode, Problem};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::error::Error;
+use crate::rest::paid;
 use crate::store::StoreError;
 
 /// An error on its way out; the front adds the request's id and writes the body.
@@ -16,6 +19,8 @@ use crate::store::StoreError;
 pub struct Pending {
     pub code: ErrorCode,
     pub detail: String,
+    /// Fields beside those of every error.
+    pub more: Map<String, Value>,
 }
 
 /// The status of an error.
@@ -34,6 +39,8 @@ pub fn status(error: &Error) -> StatusCode {
         },
         Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
         Error::Forbidden { .. } => StatusCode::FORBIDDEN,
+        Error::PaymentRequired(_) => StatusCode::PAYMENT_REQUIRED,
+        Error::PaymentPending { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Error::Busy { code: ErrorCode::RateLimited, .. } => StatusCode::TOO_MANY_REQUESTS,
         Error::Busy { .. } | Error::NotConfigured { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
@@ -48,7 +55,7 @@ pub fn status(error: &Error) -> StatusCode {
 
 fn retry_after(error: &Error) -> Option<Duration> {
     match error {
-        Error::Busy { retry_after, .. } => Some(*retry_after),
+        Error::Busy { retry_after, .. } | Error::PaymentPending { retry_after, .. } => Some(*retry_after),
         Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
             Some(Duration::from_secs(1))
         }
@@ -112,7 +119,17 @@ impl IntoResponse for Error {
                 response.headers_mut().insert(RETRY_AFTER, value);
             }
         }
-        response.extensions_mut().insert(Pending { code: self.code(), detail: detail(&self) });
+        let more = match &self {
+            Self::PaymentRequired(demand) => {
+                paid::head(demand, response.headers_mut());
+                paid::fields(demand)
+            }
+            Self::PaymentPending { order_id, .. } => {
+                Map::from_iter([("orderId".to_owned(), Value::from(order_id.as_str()))])
+            }
+            _ => Map::new(),
+        };
+        response.extensions_mut().insert(Pending { code: self.code(), detail: detail(&self), more });
         response
     }
 }
@@ -120,12 +137,23 @@ impl IntoResponse for Error {
 /// Writes the body of an error that a handler left pending.
 pub fn finish(mut response: Response, request_id: &str) -> Response {
     let Some(pending) = response.extensions_mut().remove::<Pending>() else { return response };
-    let problem = body(response.status(), pending.code, pending.detail, request_id.to_owned());
+    let status = response.status();
+    let problem = body(status, pending.code, pending.detail, request_id.to_owned());
     let headers = response.headers_mut();
     // The router has measured the empty body.
     headers.remove(CONTENT_LENGTH);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    let paid = status == StatusCode::PAYMENT_REQUIRED;
+    let kind = if paid { "application/json" } else { "application/problem+json" };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
+    #[derive(Serialize)]
+    struct Whole {
+        #[serde(flatten)]
+        problem: Problem,
+        #[serde(flatten)]
+        more: Map<String, Value>,
+    }
+    let whole = Whole { problem, more: pending.more };
+    *response.body_mut() = Body::from(serde_json::to_vec(&whole).unwrap_or_default());
     response
 }

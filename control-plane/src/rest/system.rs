@@ -31,7 +31,18 @@ pub async fn readyz(call: Call) -> Answered {
     }
     let name = settings::OPERATOR_TOKEN_HASH;
     call.app.db.read(move |conn| Box::pin(async move { settings::read(conn, name).await })).await?;
-    Ok(json(StatusCode::OK, &object!({ "status": "ready", "database": "ok" })))
+    let chain = match &call.app.payments {
+        None => "not configured",
+        Some(parts) if parts.chain.is_up() => "ok",
+        Some(_) => {
+            return Err(Error::Busy {
+                code: ErrorCode::ChainUnavailable,
+                retry_after: std::time::Duration::from_secs(2),
+                detail: "the chain cannot be relied on now; paid routes are closed",
+            });
+        }
+    };
+    Ok(json(StatusCode::OK, &object!({ "status": "ready", "database": "ok", "chain": chain })))
 }
 
 pub async fn metrics(call: Call) -> Answered {
@@ -47,6 +58,16 @@ pub async fn metrics(call: Call) -> Answered {
             "database_up",
             "Whether the last transaction found the database",
             u64::from(shared.is_database_up()),
+        ),
+        (
+            "chain_up",
+            "Whether the chain can be relied on; 0 without one",
+            u64::from(call.app.payments.as_ref().is_some_and(|parts| parts.chain.is_up())),
+        ),
+        (
+            "settling_key_has_gas",
+            "Whether the settling key can pay for gas; 0 without one",
+            u64::from(call.app.payments.as_ref().is_some_and(|parts| parts.chain.has_gas())),
         ),
         ("connections", "Open connections", shared.net.open.load(Ordering::Relaxed)),
     ];

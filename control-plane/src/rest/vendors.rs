@@ -23,26 +23,6 @@ fn no_vendor() -> Error {
     }
 }
 
-pub async fn x402_config(_: Call) -> Answered {
-    let body = object!({
-        "enabled": false,
-        "configured": false,
-        "x402Version": 2,
-        "versions": [1, 2],
-        "network": "eip155:8453",
-        "chainId": 8453,
-        "asset": "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
-        "assetName": "USDC",
-        "decimals": 6,
-        "treasury": null,
-        "orderTtlSeconds": 900,
-        "schemes": [],
-        "confirmations": [],
-        "minExact": null,
-    });
-    Ok(json(StatusCode::OK, &body))
-}
-
 pub async fn status(_: Call) -> Answered {
     Ok(json(StatusCode::OK, &object!({ "configured": false })))
 }

@@ -16,6 +16,7 @@ pub mod domains;
 pub mod events;
 pub mod keys;
 pub mod ledger;
+pub mod payments;
 pub mod sandboxes;
 pub mod sessions;
 pub mod transactions;

@@ -520,3 +520,13 @@ pub async fn agent(conn: &mut Conn, id: Uuid) -> Result<Option<Agent>, StoreErro
     let row: Option<AgentRow> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
     row.map(Agent::try_from).transpose()
 }
+
+/// The agent that a proven wallet belongs to, and its owner.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn by_proven_wallet(conn: &mut Conn, address: &str) -> Result<Option<(Uuid, Uuid)>, StoreError> {
+    const SQL: &str = "SELECT id, owner_id FROM agents WHERE wallet_proven AND lower(wallet_address) = $1";
+    let address = address.to_ascii_lowercase();
+    Ok(on!(conn, |c| sqlx::query_as(SQL).bind(address).fetch_optional(c).await?))
+}

@@ -18,6 +18,8 @@ pub struct Books {
     pub wrong_agents: Vec<Uuid>,
     /// Amounts held by reservations.
     pub held: MicroUsd,
+    /// What the treasury holds by what was booked as moved on the chain.
+    pub moved: MicroUsd,
 }
 
 impl Books {
@@ -41,8 +43,18 @@ impl Books {
         for agent in &self.wrong_agents {
             found.push(format!("the balance of agent {agent} is not the sum of its transfers"));
         }
-        let reserved = self.accounts.iter().find(|(name, _)| name == crate::store::ledger::RESERVED);
-        let reserved = reserved.map_or(MicroUsd::ZERO, |(_, balance)| *balance);
+        let account = |name: &str| {
+            let found = self.accounts.iter().find(|(known, _)| known == name);
+            found.map_or(MicroUsd::ZERO, |(_, balance)| *balance)
+        };
+        let treasury = account(crate::store::ledger::TREASURY);
+        if self.moved.saturating_add(treasury) != MicroUsd::ZERO {
+            found.push(format!(
+                "the treasury holds {} USDC by what moved on the chain, but its account is {treasury} USDC",
+                self.moved
+            ));
+        }
+        let reserved = account(crate::store::ledger::RESERVED);
         if reserved != self.held {
             found.push(format!("reserved is {reserved} USDC but reservations hold {} USDC", self.held));
         }
@@ -74,6 +86,8 @@ async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
         ON t.agent_id = a.id WHERE a.credits <> COALESCE(t.total, 0) ORDER BY a.id LIMIT 100";
     const HELD: &str =
         "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM reservations WHERE status = 'held'";
+    const MOVED: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'withdrawal' THEN -amount ELSE amount END), 0) \
+        AS BIGINT) FROM receipts WHERE status <> 'reversed' AND from_address <> to_address";
     let money = |rows: Vec<(String, i64)>| {
         rows.into_iter().map(|(name, sum)| (name, MicroUsd::from_micros(sum))).collect::<Vec<_>>()
     };
@@ -82,11 +96,13 @@ async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
     let by_transfers = on!(&mut *conn, |c| sqlx::query_as(TRANSFERS).fetch_all(c).await?);
     let wrong_agents = on!(&mut *conn, |c| sqlx::query_scalar(WRONG).fetch_all(c).await?);
     let held: i64 = on!(&mut *conn, |c| sqlx::query_scalar(HELD).fetch_one(c).await?);
+    let moved: i64 = on!(&mut *conn, |c| sqlx::query_scalar(MOVED).fetch_one(c).await?);
     Ok(Books {
         agents: MicroUsd::from_micros(agents),
         accounts: money(accounts),
         by_transfers: money(by_transfers),
         wrong_agents,
         held: MicroUsd::from_micros(held),
+        moved: MicroUsd::from_micros(moved),
     })
 }

@@ -20,6 +20,35 @@ pub const COMPUTE: &str = "compute";
 pub const GRANTS: &str = "grants";
 /// What is set aside for a purchase, a renewal or a child.
 pub const RESERVED: &str = "reserved";
+/// The money on the chain; its balance is what the treasury holds, negated.
+pub const TREASURY: &str = "treasury";
+/// Money that arrived from nobody known.
+pub const UNMATCHED: &str = "unmatched";
+/// Money that is owed back.
+pub const REFUNDS: &str = "refunds";
+/// What the operator took out of the treasury.
+pub const WITHDRAWALS: &str = "withdrawals";
+
+/// Moves an amount between two system accounts, on behalf of no agent.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn move_between(
+    tx: &mut Tx,
+    kind: &'static str,
+    from: &'static str,
+    to: &'static str,
+    amount: i64,
+    reference: Option<String>,
+) -> Result<(), StoreError> {
+    if amount <= 0 {
+        return Ok(());
+    }
+    insert(tx, &[NewTransfer { agent: Uuid::nil(), kind, from, to, amount, balance_after: 0, reference }])
+        .await?;
+    add_to_account(tx, from, -amount).await?;
+    add_to_account(tx, to, amount).await
+}
 
 /// A movement of one agent's account.
 #[derive(Debug, Clone)]

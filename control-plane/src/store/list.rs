@@ -6,13 +6,16 @@ use otonix_sdk::api::agents::Agent;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::api::keys::Key;
 use otonix_sdk::api::ledger::LedgerEntry;
+use otonix_sdk::api::payments::{Order, Refund};
 use otonix_sdk::api::records::{Domain, Sandbox, Transaction};
 use otonix_sdk::api::usage::ComputeLog;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::store::{Conn, StoreError, on};
-use crate::store::{actions, agents, commands, domains, keys, ledger, sandboxes, transactions, usage};
+use crate::store::{
+    actions, agents, commands, domains, keys, ledger, orders, refunds, sandboxes, transactions, usage,
+};
 
 /// A value in a filter.
 #[derive(Debug, Clone, PartialEq)]
@@ -142,6 +145,10 @@ lists! {
     usage: usage::UsageRead => ComputeLog, usage::COLUMNS, "compute_logs";
     /// Commands.
     commands: commands::CommandRead => Command, commands::COLUMNS, "commands";
+    /// Paid orders.
+    orders: orders::OrderRead => Order, orders::COLUMNS, "orders";
+    /// Refunds.
+    refunds: refunds::RefundRead => Refund, refunds::COLUMNS, "refunds";
 }
 
 impl From<std::convert::Infallible> for StoreError {

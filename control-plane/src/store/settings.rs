@@ -1,9 +1,11 @@
-//! What all replicas must agree on: the operator token's hash, later the keys that sign orders and cookies.
+//! What all replicas must agree on: the operator token's hash, the key that authenticates orders.
 
 use crate::store::{Conn, Db, StoreError, on};
 
 /// SHA-256 of the operator token, hex.
 pub const OPERATOR_TOKEN_HASH: &str = "operator_token_hash";
+/// The key that authenticates the ids of orders, hex.
+pub const ORDER_KEY: &str = "order_key";
 
 /// Reads a setting.
 ///

@@ -20,10 +20,14 @@ use crate::store::writer::{Target, Tx};
 pub mod beats;
 pub mod calendar;
 pub mod commands;
+pub mod deposits;
+pub mod finality;
 pub mod grace;
 pub mod healing;
 pub mod liveness;
 pub mod peers;
+pub mod settler;
+pub mod treasury;
 
 /// How long a lease lasts; a replica that does not renew it loses the work.
 const LEASE_SECS: i64 = 15;
@@ -111,6 +115,16 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
         async move { liveness.lock().await.run_once(&app).await }
     }));
     peers::start(app, stop, tracker);
+    settler::start(app, stop, tracker);
+    if app.payments.is_some() {
+        worker!("chain", second, treasury::watch_chain);
+        worker!("deposits", second * 3, deposits::run_once);
+        let finality = Arc::new(tokio::sync::Mutex::new(finality::Finality::default()));
+        tracker.spawn(every(Arc::clone(app), "finality", second * 3, stop.clone(), move |app| {
+            let finality = Arc::clone(&finality);
+            async move { finality.lock().await.run_once(&app).await }
+        }));
+    }
 }
 
 /// Two clocks read together: one that can be set, one that cannot.

@@ -82,7 +82,8 @@ impl Library {
         migrate::migrate(&db).await.expect("it is brought up to date");
         let tracker = TaskTracker::new();
         let moved = Arc::new(clock.clone());
-        let app = App::new(settings, PriceTable::default(), db, moved, hash_secret("operator"), &tracker);
+        let app =
+            App::new(settings, PriceTable::default(), db, moved, hash_secret("operator"), None, &tracker);
         Self { app, clock, url, dir, database }
     }
 

@@ -7,5 +7,6 @@ pub mod events;
 pub mod keys;
 pub mod ledger;
 pub mod local;
+pub mod payments;
 pub mod records;
 pub mod usage;

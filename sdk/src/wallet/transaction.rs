@@ -48,15 +48,21 @@ impl Wallet {
     }
 
     /// Signs the carrying out of an authorization that its payer signed. It moves the payer's money, none of this
-    /// wallet's but the gas.
+    /// wallet's but the gas. A contract's signature goes as bytes whatever its length.
     pub fn sign_settlement(
         &self,
         gas: &Gas,
         asset: EvmAddress,
         authorization: &TransferAuthorization,
         signature: &[u8],
+        by_contract: bool,
     ) -> Signed {
-        self.sign_call(gas, asset, usdc::transfer_with_authorization(authorization, signature))
+        let call = if by_contract {
+            usdc::transfer_with_contract_signature(authorization, signature)
+        } else {
+            usdc::transfer_with_authorization(authorization, signature)
+        };
+        self.sign_call(gas, asset, call)
     }
 
     fn sign_call(&self, gas: &Gas, to: EvmAddress, input: Vec<u8>) -> Signed {

@@ -12,6 +12,8 @@ from x402.mechanisms.evm.exact.register import register_exact_evm_client
 
 def client(kind, key):
     made = kind()
+    # Its own limit of a dollar a payment would be in the way of larger top-ups.
+    made.set_spend_controls(False)
     register_exact_evm_client(made, EthAccountSigner(Account.from_key(key)))
     return made
 

@@ -1,0 +1,277 @@
+//! Booking a payment: one transaction takes the transfer for its one use, delivers, writes the ledger, and keeps the
+//! answer. It either happens whole or not at all, and never twice.
+
+use otonix_sdk::api::payments::PaymentReceipt;
+use otonix_sdk::api::records::Transaction;
+use otonix_sdk::chain::EvmAddress;
+use otonix_sdk::error::ErrorCode;
+use otonix_sdk::ids::{AgentId, TransactionId};
+use otonix_sdk::money::MicroUsd;
+use otonix_sdk::x402::network::caip2;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::service::payments::goods::{self, Answer, Delivered, Goods};
+use crate::store::idempotency::{self, Idem, StoredAnswer};
+use crate::store::orders::{self, NewSale};
+use crate::store::receipts::{self, Receipt};
+use crate::store::refunds::{self, NewRefund};
+use crate::store::transactions::{self, Reporter};
+use crate::store::writer::Tx;
+use crate::store::{keys, ledger};
+
+/// A transfer to the treasury that the chain has.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    /// The chain.
+    pub chain: u64,
+    /// The transaction.
+    pub tx_hash: [u8; 32],
+    /// The log's place within the transaction.
+    pub log_index: u64,
+    /// The block.
+    pub block_number: u64,
+    /// The block's hash.
+    pub block_hash: [u8; 32],
+    /// The block's time, seconds since 1970.
+    pub block_time: u64,
+    /// Who paid.
+    pub from: EvmAddress,
+    /// Who was paid.
+    pub to: EvmAddress,
+    /// How much.
+    pub amount: MicroUsd,
+}
+
+/// A number that fits, or the end of the range: blocks and times never come near it.
+pub fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+impl Arrived {
+    /// The row of this transfer, used so.
+    pub fn row(&self, kind: &str, agent: Uuid, sale: Uuid) -> Receipt {
+        Receipt {
+            chain: signed(self.chain),
+            tx_hash: self.tx_hash,
+            log_index: signed(self.log_index),
+            kind: kind.to_owned(),
+            status: "granted".to_owned(),
+            block_number: signed(self.block_number),
+            block_hash: self.block_hash,
+            block_time: signed(self.block_time),
+            from: self.from.to_string(),
+            to: self.to.to_string(),
+            amount: self.amount.micros(),
+            agent,
+            sale,
+            missing_since: None,
+        }
+    }
+
+    /// The transaction, as it is written.
+    pub fn hash_text(&self) -> String {
+        format!("0x{}", hex::encode(self.tx_hash))
+    }
+}
+
+/// What a payment is for.
+#[derive(Debug, Clone)]
+pub struct SoldFor {
+    /// The order's id.
+    pub order_id: String,
+    /// Its SHA-256.
+    pub order_hash: [u8; 32],
+    /// `exact` or `otonix-order`.
+    pub scheme: &'static str,
+    /// Method and path.
+    pub resource: String,
+    /// What the order was for.
+    pub binding: [u8; 32],
+    /// What is sold.
+    pub goods: Goods,
+    /// What it cost.
+    pub price: MicroUsd,
+    /// The request's idempotency key.
+    pub idem: Option<Idem>,
+    /// The key whose owner proved the payer; it must still be active.
+    pub key: Option<Uuid>,
+}
+
+fn already_used(kind: &str) -> Error {
+    match kind {
+        "deposit" => Error::conflict(
+            ErrorCode::PaymentAlreadyCredited,
+            "this transfer was credited as a deposit to the agent whose wallet sent it",
+        ),
+        _ => Error::conflict(ErrorCode::PaymentAlreadyUsed, "this transfer has paid for something else"),
+    }
+}
+
+/// Books a payment and delivers what it paid for. A repeat gets what was answered the first time.
+///
+/// # Errors
+/// 409 when the order or the transfer was used otherwise; store errors.
+pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<Answer, Error> {
+    if let Some(key) = sold.key {
+        let known = keys::by_id(tx, key).await?;
+        if known.is_none_or(|key| key.revoked) {
+            return Err(Error::Unauthenticated {
+                code: ErrorCode::RevokedKey,
+                detail: "this API key was revoked",
+            });
+        }
+    }
+    let sale = otonix_sdk::clock::new_id();
+    let agent = sold.goods.agent().map_or(Uuid::nil(), AgentId::uuid);
+    let kind = if sold.scheme == "exact" { "exact" } else { "order" };
+    let row = arrived.row(kind, agent, sale);
+    let mut from = ledger::TREASURY;
+    if !receipts::insert(tx, &row).await? {
+        if let Some(answer) = answered(tx, sold, arrived).await? {
+            return Ok(answer);
+        }
+        if !receipts::match_up(tx, &row).await? {
+            let used = receipts::of_transaction(&mut tx.conn, row.chain, row.tx_hash).await?;
+            let used = used.iter().find(|other| other.log_index == row.log_index);
+            return Err(already_used(used.map_or("", |other| other.kind.as_str())));
+        }
+        from = ledger::UNMATCHED;
+    }
+    let receipt = PaymentReceipt {
+        order_id: sold.order_id.clone(),
+        resource: sold.resource.clone(),
+        amount: arrived.amount,
+        currency: "USDC".to_owned(),
+        network: caip2(arrived.chain),
+        payer: arrived.from.to_string(),
+        pay_to: arrived.to.to_string(),
+        tx_hash: arrived.hash_text(),
+        scheme: sold.scheme.to_owned(),
+        settled_at: tx.at,
+    };
+    let (answer, status, owner) = match goods::deliver(tx, &sold.goods, &receipt, from, sale).await? {
+        Delivered::Done { answer, owner } => (answer, "delivered", owner),
+        Delivered::Impossible { code, detail, owner } => {
+            owe(tx, sold, arrived, from, (sale, agent, owner), &detail).await?;
+            (goods::refusal(code, &detail), "refund_due", owner)
+        }
+    };
+    let new = NewSale {
+        id: sale,
+        order_hash: sold.order_hash,
+        order_id: sold.order_id.clone(),
+        scheme: sold.scheme,
+        resource: sold.resource.clone(),
+        binding: sold.binding,
+        goods: serde_json::to_value(&sold.goods).map_err(|why| Error::internal(why.to_string()))?,
+        status,
+        price: sold.price.micros(),
+        amount: arrived.amount.micros(),
+        chain: row.chain,
+        payer: receipt.payer.clone(),
+        pay_to: receipt.pay_to.clone(),
+        tx_hash: arrived.tx_hash,
+        agent,
+        owner,
+        answer_status: answer.status,
+        answer: answer.body.clone(),
+    };
+    if !orders::insert(tx, &new).await? {
+        return Err(Error::conflict(ErrorCode::OrderAlreadyPaid, "this order was paid by another payment"));
+    }
+    record(tx, &receipt, sold.goods.name(), sale, agent, owner).await?;
+    if let Some(idem) = sold.idem.filter(|_| status == "delivered") {
+        keep(tx, &idem, &answer).await?;
+    }
+    Ok(answer)
+}
+
+/// The answer of the same order paid by the same transfer.
+async fn answered(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<Option<Answer>, Error> {
+    let known = orders::sold(&mut tx.conn, sold.order_hash).await?;
+    let known = known.filter(|known| known.tx_hash == arrived.tx_hash && known.binding == sold.binding);
+    Ok(known.map(|known| Answer { status: known.status, body: known.answer }))
+}
+
+async fn keep(tx: &mut Tx, idem: &Idem, answer: &Answer) -> Result<(), Error> {
+    if let idempotency::Claim::New = idempotency::claim(tx, idem).await? {
+        let stored =
+            StoredAnswer { status: answer.status, body: answer.body.clone(), fingerprint: idem.fingerprint };
+        idempotency::store(tx, idem, &stored).await?;
+    }
+    Ok(())
+}
+
+/// Money that arrived and buys nothing.
+async fn owe(
+    tx: &mut Tx,
+    sold: &SoldFor,
+    arrived: &Arrived,
+    from: &'static str,
+    (sale, agent, owner): (Uuid, Uuid, Uuid),
+    reason: &str,
+) -> Result<(), Error> {
+    let refund = NewRefund {
+        reason: format!("{}: {reason}", sold.resource),
+        amount: arrived.amount.micros(),
+        payer: arrived.from.to_string(),
+        chain: signed(arrived.chain),
+        tx_hash: arrived.tx_hash,
+        sale,
+        agent,
+        owner,
+    };
+    let id = refunds::insert(tx, &refund).await?;
+    let amount = arrived.amount.micros();
+    ledger::move_between(tx, "refund_due", from, ledger::REFUNDS, amount, Some(id.to_string())).await?;
+    let mut row = arrived.row("refund_due", agent, sale);
+    row.status = "granted".to_owned();
+    receipts::set_kind(tx, &row).await?;
+    tracing::warn!(refund.id = %id, amount = %arrived.amount, "a payment bought nothing: a refund is due");
+    Ok(())
+}
+
+/// The line of money that people read.
+///
+/// # Errors
+/// Store errors.
+pub async fn record(
+    tx: &mut Tx,
+    receipt: &PaymentReceipt,
+    what: &str,
+    sale: Uuid,
+    agent: Uuid,
+    owner: Uuid,
+) -> Result<(), Error> {
+    let metadata: Map<String, Value> = [
+        ("protocol", "x402"),
+        ("scheme", receipt.scheme.as_str()),
+        ("orderId", receipt.order_id.as_str()),
+        ("resource", receipt.resource.as_str()),
+        ("payer", receipt.payer.as_str()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), Value::from(value)))
+    .chain([("saleId".to_owned(), Value::from(sale.to_string())), ("purchaseId".to_owned(), Value::Null)])
+    .collect();
+    if receipt.amount == MicroUsd::ZERO {
+        return Ok(());
+    }
+    let row = Transaction {
+        id: TransactionId::from(otonix_sdk::clock::new_id()),
+        kind: "credit".to_owned(),
+        amount: receipt.amount,
+        currency: "USDC".to_owned(),
+        description: Some(what.to_owned()),
+        status: "completed".to_owned(),
+        from_address: Some(receipt.payer.clone()),
+        to_address: Some(receipt.pay_to.clone()),
+        tx_hash: Some(receipt.tx_hash.clone()),
+        metadata: Some(metadata),
+        agent_id: Some(agent).filter(|id| !id.is_nil()).map(AgentId::from),
+        created_at: tx.at,
+    };
+    Ok(transactions::insert(tx, &row, Reporter { owner, by_server: true }).await?)
+}

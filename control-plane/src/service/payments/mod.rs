@@ -1,0 +1,438 @@
+//! Being paid: what is asked, which proofs are taken, and how a payment becomes goods exactly once.
+//!
+//! [`sell`] is the one way for a route to be paid. A payment that was seen before gets its stored answer; a transfer
+//! on the chain is proved by [`proof`], a signed payment is checked and claimed by [`exact`] and carried out by
+//! [`settlement`]; [`book`] does what a payment does to the books, in one transaction.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use dashmap::DashMap;
+use otonix_sdk::chain::Hash;
+use otonix_sdk::error::ErrorCode;
+use otonix_sdk::money::MicroUsd;
+use otonix_sdk::x402::{Presented, eip3009};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::demand::{Demand, ExactTerms};
+use crate::error::Error;
+use crate::service::payments::goods::{Answer, Goods};
+use crate::service::payments::order_id::Order;
+use crate::store::idempotency::{self, Idem, StoredAnswer};
+use crate::store::orders::Sold;
+use crate::store::{orders, payments};
+use crate::treasury::{PaymentSettings, Settler};
+use crate::upstream::chain::{Chain, Ready, Trouble};
+use crate::upstream::facilitator::Facilitator;
+
+pub mod book;
+pub mod budget;
+pub mod exact;
+pub mod goods;
+pub mod lists;
+pub mod movements;
+pub mod order_id;
+pub mod proof;
+pub mod settlement;
+pub mod topup;
+
+/// How long a signed payment may be valid, seconds.
+pub const MAX_TIMEOUT_SECS: u64 = 120;
+/// How long a request waits for the outcome of its payment.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Requests that may wait for an outcome at once.
+const SEATS: usize = 4_096;
+/// How often another replica's outcome is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Everything that being paid needs.
+pub struct Payments {
+    pub settings: Arc<PaymentSettings>,
+    /// Who carries out signed payments.
+    pub settler: Settler,
+    pub chain: Arc<Chain>,
+    pub facilitator: Option<Facilitator>,
+    pub budgets: budget::Budgets,
+    order_key: [u8; 32],
+    /// There is a new claim.
+    pub claimed: Notify,
+    /// Requests that wait for the end of a claim.
+    waiting: DashMap<Uuid, Arc<Notify>>,
+    seats: Semaphore,
+}
+
+/// What a route sells in one request, after everything but the payment was checked.
+#[derive(Debug, Clone)]
+pub struct Sale {
+    /// What.
+    pub goods: Goods,
+    /// For how much.
+    pub price: MicroUsd,
+    /// For people.
+    pub description: &'static str,
+}
+
+/// One request, as far as a payment is tied to it.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// See [`order_id::binding`].
+    pub binding: [u8; 32],
+    /// Method and path.
+    pub resource: String,
+    /// Its URL.
+    pub url: String,
+    /// Its idempotency key.
+    pub idem: Option<Idem>,
+    /// Who asks.
+    pub caller: Caller,
+}
+
+impl Asked {
+    /// Where it comes from.
+    pub const fn ip(&self) -> IpAddr {
+        self.caller.ip
+    }
+}
+
+/// A sale that is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paid {
+    /// The answer.
+    pub answer: Answer,
+    /// Who paid.
+    pub payer: String,
+    /// By which transaction.
+    pub tx_hash: String,
+    /// Which version of x402 the payment speaks; `None` for an order.
+    pub version: Option<u8>,
+    /// The chain.
+    pub chain_id: u64,
+}
+
+impl Payments {
+    /// The parts, with the key that authenticates orders.
+    ///
+    /// # Errors
+    /// When an address is none, or the settling key cannot be read.
+    pub fn new(settings: PaymentSettings, order_key: [u8; 32]) -> anyhow::Result<Self> {
+        let settler = settings.settler()?;
+        let facilitator = match &settler {
+            Settler::Facilitator(url) => Some(Facilitator::new(url.expose())?),
+            Settler::None | Settler::Key(_) => None,
+        };
+        Ok(Self {
+            chain: Arc::new(Chain::new(&settings)?),
+            settings: Arc::new(settings),
+            settler,
+            facilitator,
+            budgets: budget::Budgets::default(),
+            order_key,
+            claimed: Notify::new(),
+            waiting: DashMap::new(),
+            seats: Semaphore::new(SEATS),
+        })
+    }
+
+    /// Reads an order's id; `None` when it was not given out here.
+    pub fn order(&self, id: &str) -> Option<Order> {
+        Order::read(&self.order_key, id)
+    }
+
+    /// A new order for a request.
+    pub fn new_order(&self, asked: &Asked, price: MicroUsd, ready: &Ready, now: DateTime<Utc>) -> Order {
+        let mut salt = [0; 12];
+        rand::RngCore::fill_bytes(&mut rand::rng(), &mut salt);
+        Order {
+            created: u64::try_from(now.timestamp()).unwrap_or(0),
+            ttl: u32::try_from(self.settings.order_ttl).unwrap_or(u32::MAX),
+            head: ready.head.number,
+            head_time: ready.head.timestamp,
+            salt,
+            price: u64::try_from(price.micros()).unwrap_or(0),
+            chain: self.settings.chain_id,
+            asset: self.settings.asset,
+            treasury: self.settings.treasury,
+            binding: asked.binding,
+        }
+    }
+
+    /// The id of an order.
+    pub fn id_of(&self, order: &Order) -> String {
+        order.id(&self.order_key)
+    }
+
+    /// Whether signed payments of a price are taken now.
+    pub fn takes_exact(&self, price: MicroUsd) -> bool {
+        let settles = match &self.settler {
+            Settler::None => false,
+            Settler::Key(_) => self.chain.has_gas(),
+            Settler::Facilitator(_) => true,
+        };
+        settles && price >= self.settings.min_exact
+    }
+
+    /// What is asked for a request: a new order, and how to pay it.
+    fn demand(
+        &self,
+        asked: &Asked,
+        sale: &Sale,
+        ready: &Ready,
+        now: DateTime<Utc>,
+        (code, detail): (ErrorCode, String),
+    ) -> Box<Demand> {
+        let order = self.new_order(asked, sale.price, ready, now);
+        let ttl = TimeDelta::seconds(i64::from(order.ttl));
+        Box::new(Demand {
+            code,
+            detail,
+            order_id: self.id_of(&order),
+            price: sale.price,
+            treasury: self.settings.treasury.to_string(),
+            asset: self.settings.asset.to_string(),
+            chain_id: self.settings.chain_id,
+            expires_at: now + ttl,
+            exact: self.takes_exact(sale.price).then(|| ExactTerms {
+                name: ready.facts.name.clone(),
+                version: ready.facts.version.clone(),
+                max_timeout_secs: MAX_TIMEOUT_SECS,
+            }),
+            url: asked.url.clone(),
+            description: sale.description.to_owned(),
+        })
+    }
+
+    /// The end of a claim is known.
+    pub fn ended(&self, id: Uuid) {
+        if let Some((_, notify)) = self.waiting.remove(&id) {
+            notify.notify_waiters();
+        }
+    }
+
+    fn until_ended(&self, id: Uuid) -> Arc<Notify> {
+        Arc::clone(&self.waiting.entry(id).or_default())
+    }
+}
+
+/// Why a payment is not taken, to be told with what would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Which fault.
+    pub code: ErrorCode,
+    /// In words.
+    pub detail: String,
+}
+
+impl Refused {
+    /// A fault in words.
+    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+}
+
+/// How a step of a payment ends when it does not go on.
+#[derive(Debug)]
+pub enum Stop {
+    /// The payment does not do; a 402 says what would.
+    Refused(Refused),
+    /// Anything else.
+    Error(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<crate::store::StoreError> for Stop {
+    fn from(error: crate::store::StoreError) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl From<Refused> for Stop {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<Trouble> for Stop {
+    fn from(trouble: Trouble) -> Self {
+        Self::Error(chain_away(&trouble))
+    }
+}
+
+/// The chain cannot be relied on: nothing is decided.
+pub fn chain_away(trouble: &Trouble) -> Error {
+    tracing::debug!(error = %trouble, "a payment waits for the chain");
+    Error::Busy {
+        code: ErrorCode::ChainUnavailable,
+        retry_after: Duration::from_secs(2),
+        detail: "the chain cannot be relied on now; nothing was decided, the same payment may be presented again",
+    }
+}
+
+/// Payments are not configured.
+pub fn not_configured() -> Error {
+    Error::NotConfigured {
+        code: ErrorCode::PaymentsNotConfigured,
+        detail: "payments are not configured on this server",
+    }
+}
+
+/// The parts of being paid.
+///
+/// # Errors
+/// 503 when no chain is configured.
+pub fn parts(app: &App) -> Result<&Arc<Payments>, Error> {
+    app.payments.as_ref().ok_or_else(not_configured)
+}
+
+/// The answer of a payment that was seen before, whatever has become of what it bought.
+///
+/// # Errors
+/// 409 when it was for another request; 503 while its outcome is not known; 402 when it failed.
+pub async fn repeat(app: &App, asked: &Asked, presented: &Presented) -> Result<Option<Paid>, Error> {
+    let parts = parts(app)?;
+    match presented {
+        Presented::Order(proof) => {
+            let Some(sold) = sold(app, order_id::hash_of(&proof.order_id)).await? else { return Ok(None) };
+            let hash: Option<Hash> = proof.tx_hash.parse().ok();
+            if sold.binding != asked.binding {
+                return Err(used_elsewhere());
+            }
+            if hash.map(|hash| hash.0) != Some(sold.tx_hash) {
+                let detail = "this order was paid by another payment";
+                return Err(Error::conflict(ErrorCode::OrderAlreadyPaid, detail));
+            }
+            Ok(Some(paid(sold, None, parts.settings.chain_id)))
+        }
+        Presented::V1(payment) => exact::repeat(app, asked, &payment.payload, 1).await,
+        Presented::V2(payment) => exact::repeat(app, asked, &payment.payload, 2).await,
+    }
+}
+
+fn used_elsewhere() -> Error {
+    Error::conflict(ErrorCode::PaymentAlreadyUsed, "this payment was made for another request")
+}
+
+async fn sold(app: &App, order_hash: [u8; 32]) -> Result<Option<Sold>, Error> {
+    Ok(app.db.read(move |conn| Box::pin(async move { orders::sold(conn, order_hash).await })).await?)
+}
+
+fn paid(sold: Sold, version: Option<u8>, chain_id: u64) -> Paid {
+    Paid {
+        answer: Answer { status: sold.status, body: sold.answer },
+        payer: sold.payer,
+        tx_hash: Hash(sold.tx_hash).to_string(),
+        version,
+        chain_id,
+    }
+}
+
+/// The answer kept for a request's idempotency key.
+///
+/// # Errors
+/// 503 without database.
+pub async fn kept(app: &App, idem: Idem) -> Result<Option<StoredAnswer>, Error> {
+    let scope = idem.scope;
+    Ok(app.db.read(move |conn| Box::pin(async move { idempotency::answer(conn, scope).await })).await?)
+}
+
+/// Sells: asks for a payment, or takes the one presented.
+///
+/// # Errors
+/// 402 with what is asked, 409, 429, 503.
+pub async fn sell(
+    app: &App,
+    asked: &Asked,
+    sale: &Sale,
+    presented: Option<&Presented>,
+) -> Result<Paid, Error> {
+    let parts = parts(app)?;
+    let ready = parts.chain.ready().await.map_err(|trouble| chain_away(&trouble))?;
+    let now = app.clock.now();
+    let demand =
+        |code, detail: String| Error::PaymentRequired(parts.demand(asked, sale, &ready, now, (code, detail)));
+    let Some(presented) = presented else {
+        return Err(demand(ErrorCode::PaymentRequired, format!("{} USDC are needed for this", sale.price)));
+    };
+    let done = match presented {
+        Presented::Order(proof) => proof::take(app, parts, asked, sale, proof).await,
+        Presented::V1(_) | Presented::V2(_) => exact::take(app, parts, asked, sale, presented, &ready).await,
+    };
+    match done {
+        Ok(paid) => Ok(paid),
+        Err(Stop::Error(error)) => Err(error),
+        Err(Stop::Refused(refused)) => {
+            app.shared.metrics.payments_refused.inc();
+            Err(demand(refused.code, refused.detail))
+        }
+    }
+}
+
+/// Waits for the end of a claim, for a while.
+///
+/// # Errors
+/// 503 `payment_pending` when it has not ended by then; 402 when it failed.
+pub async fn outcome(app: &App, parts: &Payments, claim: payments::Payment) -> Result<Paid, Stop> {
+    let version = u8::try_from(claim.version).ok();
+    let pending = |order_id: &str| Error::PaymentPending {
+        order_id: order_id.to_owned(),
+        retry_after: Duration::from_secs(2),
+        detail: "the payment was taken and its outcome is not known yet; present the same payment again",
+    };
+    let Ok(_seat) = parts.seats.try_acquire() else { return Err(pending(&claim.order_id).into()) };
+    let mut until = Instant::now() + PATIENCE;
+    let id = claim.id;
+    let mut claim = claim;
+    loop {
+        if app.shared.is_draining() {
+            until = until.min(Instant::now() + LOOK_EVERY);
+        }
+        let notify = parts.until_ended(id);
+        let ended = notify.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
+        match claim.status.as_str() {
+            "done" => {
+                parts.ended(id);
+                let sold = sold(app, claim.order_hash).await?;
+                let sold = sold.ok_or_else(|| Error::internal("a payment ended without a sale"))?;
+                return Ok(paid(sold, version, parts.settings.chain_id));
+            }
+            "failed" => {
+                parts.ended(id);
+                let why = claim.failure.unwrap_or_default();
+                return Err(
+                    Refused::new(ErrorCode::PaymentFailed, format!("the payment failed: {why}")).into()
+                );
+            }
+            _ => {}
+        }
+        if Instant::now() >= until {
+            return Err(pending(&claim.order_id).into());
+        }
+        let next = Instant::now() + LOOK_EVERY;
+        let _ = tokio::time::timeout_at(next.min(until), ended).await;
+        let found = app.db.read(move |conn| Box::pin(async move { payments::by_id(conn, id).await })).await;
+        claim = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return Err(Error::internal("a claim is gone").into()),
+            // The database is away: the claim goes on by itself.
+            Err(_) => return Err(pending(&claim.order_id).into()),
+        };
+    }
+}
+
+/// The text that ties a transfer to an order, and who signed it.
+fn signed_by(order_id: &str, hash: &str, chain: u64, signature: &str) -> Option<[u8; 20]> {
+    let text = otonix_sdk::x402::payload::order_message(order_id, hash, chain);
+    eip3009::recover_text(&text, signature).ok().map(|address| address.bytes())
+}

@@ -1,0 +1,146 @@
+//! Money that moved without a sale: deposits from agents' own wallets, what came from nobody known, what the operator
+//! took out; and payments that left the chain again.
+
+use otonix_sdk::api::payments::PaymentReceipt;
+use otonix_sdk::ids::AgentId;
+use otonix_sdk::money::MicroUsd;
+use otonix_sdk::x402::network::caip2;
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::service::payments::book::{Arrived, record};
+use crate::store::agents::AgentState;
+use crate::store::receipts::{self, Receipt};
+use crate::store::writer::Tx;
+use crate::store::{agents, ledger, orders};
+
+/// Books a transfer to the treasury that nothing has used: it becomes credits of the agent whose proven wallet sent
+/// it, else it is unmatched. Tells whether credits came of it; does nothing when it was used.
+///
+/// # Errors
+/// Store errors.
+pub async fn deposit_in(tx: &mut Tx, arrived: &Arrived) -> Result<bool, Error> {
+    let known = agents::by_proven_wallet(&mut tx.conn, &arrived.from.to_string()).await?;
+    let state = match known {
+        Some((agent, _)) => agents::lock_state(tx, agent).await?.filter(|state| !state.killed),
+        None => None,
+    };
+    let reference = Some(arrived.hash_text());
+    let Some(mut state) = state.filter(|_| arrived.amount > MicroUsd::ZERO) else {
+        if receipts::insert(tx, &arrived.row("unmatched", Uuid::nil(), Uuid::nil())).await? {
+            let (from, to) = (ledger::TREASURY, ledger::UNMATCHED);
+            ledger::move_between(tx, "unmatched", from, to, arrived.amount.micros(), reference).await?;
+        }
+        return Ok(false);
+    };
+    let (agent, owner) = (state.id.uuid(), state.owner.uuid());
+    if !receipts::insert(tx, &arrived.row("deposit", agent, Uuid::nil())).await? {
+        return Ok(false);
+    }
+    state.funded = true;
+    ledger::move_credits(tx, &mut state, "deposit", ledger::TREASURY, arrived.amount, reference).await?;
+    let receipt = PaymentReceipt {
+        order_id: String::new(),
+        resource: "deposit".to_owned(),
+        amount: arrived.amount,
+        currency: "USDC".to_owned(),
+        network: caip2(arrived.chain),
+        payer: arrived.from.to_string(),
+        pay_to: arrived.to.to_string(),
+        tx_hash: arrived.hash_text(),
+        scheme: "deposit".to_owned(),
+        settled_at: tx.at,
+    };
+    record(tx, &receipt, "deposit", Uuid::nil(), agent, owner).await?;
+    Ok(true)
+}
+
+/// Books a transfer out of the treasury.
+///
+/// # Errors
+/// Store errors.
+pub async fn withdrawal_in(tx: &mut Tx, left: &Arrived) -> Result<(), Error> {
+    if receipts::insert(tx, &left.row("withdrawal", Uuid::nil(), Uuid::nil())).await? && left.from != left.to
+    {
+        let (from, to) = (ledger::WITHDRAWALS, ledger::TREASURY);
+        let reference = Some(left.hash_text());
+        ledger::move_between(tx, "withdrawal", from, to, left.amount.micros(), reference).await?;
+    }
+    Ok(())
+}
+
+/// The other account of a receipt that went to no agent.
+fn account(kind: &str) -> &'static str {
+    match kind {
+        "refund_due" => ledger::REFUNDS,
+        "withdrawal" => ledger::WITHDRAWALS,
+        _ => ledger::UNMATCHED,
+    }
+}
+
+/// Takes back what a receipt gave, or gives it again: the transfer has left the chain, or is on it again. `false`
+/// when that was done before.
+///
+/// # Errors
+/// Store errors.
+pub async fn turn_in(tx: &mut Tx, row: &Receipt, back: bool) -> Result<bool, Error> {
+    let (was, status) = if back { ("granted", "reversed") } else { ("reversed", "granted") };
+    let mut turned = row.clone();
+    status.clone_into(&mut turned.status);
+    turned.missing_since = row.missing_since.filter(|_| back);
+    let state = match row.agent {
+        agent if agent.is_nil() || row.kind == "refund_due" => None,
+        agent => agents::lock_state(tx, agent).await?,
+    };
+    if !receipts::note(tx, &turned, was).await? {
+        return Ok(false);
+    }
+    let kind = if back { "reversal" } else { "restored" };
+    let reference = Some(format!("0x{}", hex::encode(row.tx_hash)));
+    if let Some(mut state) = state {
+        turn_credits(tx, &mut state, row, kind, back, reference).await?;
+    } else if row.amount > 0 && row.from != row.to {
+        let other = account(&row.kind);
+        // A withdrawal went the other way in the first place.
+        let returns = back != (row.kind == "withdrawal");
+        let (from, to) = if returns { (other, ledger::TREASURY) } else { (ledger::TREASURY, other) };
+        ledger::move_between(tx, kind, from, to, row.amount, reference).await?;
+    }
+    if !row.sale.is_nil() {
+        let status = match (back, row.kind.as_str()) {
+            (true, _) => "reversed",
+            (false, "refund_due") => "refund_due",
+            (false, _) => "delivered",
+        };
+        orders::mark(tx, row.sale, status).await?;
+    }
+    Ok(true)
+}
+
+async fn turn_credits(
+    tx: &mut Tx,
+    state: &mut AgentState,
+    row: &Receipt,
+    kind: &'static str,
+    back: bool,
+    reference: Option<String>,
+) -> Result<(), Error> {
+    let amount = MicroUsd::from_micros(if back { -row.amount } else { row.amount });
+    ledger::move_credits(tx, state, kind, ledger::TREASURY, amount, reference).await?;
+    let line = otonix_sdk::api::records::Transaction {
+        id: otonix_sdk::ids::TransactionId::from(otonix_sdk::clock::new_id()),
+        kind: if back { "debit" } else { "credit" }.to_owned(),
+        amount: MicroUsd::from_micros(row.amount),
+        currency: "USDC".to_owned(),
+        description: Some(kind.to_owned()),
+        status: "completed".to_owned(),
+        from_address: Some(row.from.clone()),
+        to_address: Some(row.to.clone()),
+        tx_hash: Some(format!("0x{}", hex::encode(row.tx_hash))),
+        metadata: None,
+        agent_id: Some(AgentId::from(row.agent)),
+        created_at: tx.at,
+    };
+    let reporter = crate::store::transactions::Reporter { owner: state.owner.uuid(), by_server: true };
+    Ok(crate::store::transactions::insert(tx, &line, reporter).await?)
+}

@@ -1,0 +1,305 @@
+//! The end of a claim: found on the chain and booked, or known never to come.
+//!
+//! The token takes each nonce of a payer once, so settling again can never move money twice. A claim ends `done` only
+//! by a transfer that the chain has, with the use of its nonce in the same transaction; it ends `failed` only when
+//! nothing that was sent can be carried out any more.
+
+use std::time::Duration;
+
+use otonix_sdk::chain::usdc::{self, TransferAuthorization};
+use otonix_sdk::chain::{EvmAddress, Hash};
+use otonix_sdk::error::ErrorCode;
+use otonix_sdk::money::MicroUsd;
+use otonix_sdk::wallet::{Gas, Signed, Wallet};
+
+use crate::app::App;
+use crate::error::Error;
+use crate::service::payments::book::{self, Arrived, SoldFor, signed};
+use crate::service::payments::goods::{self, Goods};
+use crate::service::payments::order_id::{self, Order};
+use crate::service::payments::{Payments, chain_away};
+use crate::store::payments::{self, Payment};
+use crate::store::writer::{Target, Tx};
+use crate::store::{agents, orders};
+use crate::upstream::chain::{MAX_FEE_CAP, Mined, SETTLE_GAS, Trouble};
+
+/// So long after its end a payment can be in no new block, by the chain's clock and by ours, seconds.
+const ENDED_BY_CHAIN_SECS: u64 = 12;
+const ENDED_BY_CLOCK_SECS: u64 = 60;
+
+/// What a look at the chain said of a claim.
+#[derive(Debug)]
+pub enum Found {
+    /// It was carried out.
+    Settled(Box<Arrived>),
+    /// Not yet; it may be.
+    Open,
+    /// It never will be, for this reason.
+    Dead(&'static str),
+}
+
+/// The payer's authorization of a claim.
+///
+/// # Errors
+/// When the row cannot be read.
+pub fn authorization(payment: &Payment) -> Result<TransferAuthorization, Error> {
+    let address = |text: &str| text.parse().map_err(|_| Error::internal("a claim's address cannot be read"));
+    let number = |n: i64| u64::try_from(n).map_err(|_| Error::internal("a claim's number cannot be read"));
+    Ok(TransferAuthorization {
+        from: address(&payment.from)?,
+        to: address(&payment.pay_to)?,
+        value: u128::from(number(payment.amount)?),
+        valid_after: number(payment.valid_after)?,
+        valid_before: number(payment.valid_before)?,
+        nonce: payment.nonce,
+    })
+}
+
+/// Signs the settlement of a claim with an account number.
+///
+/// # Errors
+/// When the row cannot be read.
+pub fn sign(
+    parts: &Payments,
+    key: &Wallet,
+    payment: &Payment,
+    nonce: u64,
+    (max_fee, priority_fee): (u128, u128),
+) -> Result<Signed, Error> {
+    let gas = Gas {
+        chain_id: parts.settings.chain_id,
+        nonce,
+        // What is not used is not paid for; what was simulated may be used.
+        limit: SETTLE_GAS,
+        max_fee: max_fee.min(MAX_FEE_CAP),
+        priority_fee: priority_fee.min(max_fee).min(MAX_FEE_CAP),
+    };
+    let authorization = authorization(payment)?;
+    let asset = parts.settings.asset;
+    Ok(key.sign_settlement(&gas, asset, &authorization, &payment.signature, payment.by_contract))
+}
+
+/// Finds a claim's transfer in a transaction: the transfer and the use of the payer's nonce in one.
+fn arrived_in(parts: &Payments, payment: &TransferAuthorization, mined: &Mined) -> Option<Arrived> {
+    let asset = parts.settings.asset;
+    let receipt = &mined.receipt;
+    let used = receipt.logs.iter().filter(|log| log.address == asset);
+    let used =
+        used.filter_map(usdc::read_authorization_used).any(|use_of| use_of == (payment.from, payment.nonce));
+    if !used || !receipt.success {
+        return None;
+    }
+    let logs = receipt.logs.iter().enumerate().filter(|(_, log)| log.address == asset);
+    let mut logs = logs.filter_map(|(index, log)| Some((index, usdc::read_transfer_log(log)?)));
+    let (index, log) =
+        logs.find(|(_, log)| log.from == payment.from && log.to == payment.to && log.value == payment.value)?;
+    Some(Arrived {
+        chain: parts.settings.chain_id,
+        tx_hash: log.tx_hash.0,
+        log_index: index as u64,
+        block_number: mined.block.number,
+        block_hash: mined.block.hash.0,
+        block_time: mined.block.timestamp,
+        from: log.from,
+        to: log.to,
+        amount: goods::micros(log.value)?,
+    })
+}
+
+/// Looks for the transaction that carried a claim out, among those that are known to have been sent.
+///
+/// # Errors
+/// [`Trouble`].
+pub async fn look(
+    parts: &Payments,
+    payment: &TransferAuthorization,
+    sent: &[Hash],
+) -> Result<Found, Trouble> {
+    let mut reverted = false;
+    for hash in sent.iter().rev() {
+        let Some(mined) = parts.chain.mined(*hash).await? else { continue };
+        if let Some(arrived) = arrived_in(parts, payment, &mined) {
+            return deep_enough(parts, arrived).await;
+        }
+        reverted |= !mined.receipt.success;
+    }
+    if reverted && !parts.chain.is_used(payment.from, payment.nonce).await? {
+        return Ok(Found::Dead("the chain refused the transfer"));
+    }
+    Ok(Found::Open)
+}
+
+async fn deep_enough(parts: &Payments, arrived: Arrived) -> Result<Found, Trouble> {
+    let depth = parts.settings.confirmations.depth(arrived.amount);
+    let deep = parts.chain.is_deep(arrived.block_number, depth).await?;
+    Ok(if deep { Found::Settled(Box::new(arrived)) } else { Found::Open })
+}
+
+/// Asks the token whether a claim was carried out by anyone, and whether it still can be.
+///
+/// # Errors
+/// [`Trouble`].
+pub async fn search(
+    parts: &Payments,
+    payment: &TransferAuthorization,
+    from_block: u64,
+    now: u64,
+) -> Result<Found, Trouble> {
+    // The head comes first: what it says of the time holds for the state that is asked for after it.
+    let head = parts.chain.head(Duration::ZERO).await?;
+    if !parts.chain.is_used(payment.from, payment.nonce).await? {
+        let by_chain = head.timestamp >= payment.valid_before.saturating_add(ENDED_BY_CHAIN_SECS);
+        let by_clock = now >= payment.valid_before.saturating_add(ENDED_BY_CLOCK_SECS);
+        return Ok(if by_chain || by_clock {
+            Found::Dead("it was not carried out in time")
+        } else {
+            Found::Open
+        });
+    }
+    let Some(mined) = parts.chain.use_of(payment.from, payment.nonce, from_block).await? else {
+        // Used, but by no transaction that can be found: cancelled, or not shown yet.
+        let ended = head.timestamp >= payment.valid_before.saturating_add(ENDED_BY_CHAIN_SECS);
+        return Ok(if ended { Found::Dead("its nonce was cancelled") } else { Found::Open });
+    };
+    match arrived_in(parts, payment, &mined) {
+        Some(arrived) => deep_enough(parts, arrived).await,
+        None => Ok(Found::Dead("its nonce was used for another transfer")),
+    }
+}
+
+/// Books a claim that was carried out. Safe to repeat.
+///
+/// # Errors
+/// Store errors; a transfer that was used otherwise fails the claim.
+pub async fn grant(app: &App, parts: &Payments, payment: &Payment, arrived: &Arrived) -> Result<(), Error> {
+    let goods: Goods = serde_json::from_value(payment.goods.clone())
+        .map_err(|_| Error::internal("a claim's goods cannot be read"))?;
+    let target = goods.agent().map_or(Target::Shared, |agent| Target::Agent(agent.uuid()));
+    let sold = SoldFor {
+        order_id: payment.order_id.clone(),
+        order_hash: payment.order_hash,
+        scheme: "exact",
+        resource: payment.resource.clone(),
+        binding: payment.binding,
+        goods,
+        price: MicroUsd::from_micros(payment.price),
+        idem: payment.idem,
+        key: None,
+    };
+    let spare = spare_order(parts, payment, app.clock.now().timestamp());
+    let (id, arrived) = (payment.id, arrived.clone());
+    let done = app
+        .writer
+        .apply(target, move |tx| Box::pin(async move { grant_in(tx, id, sold, spare, &arrived).await }));
+    match done.await {
+        Ok(()) => {
+            app.shared.metrics.payments_settled.inc();
+            parts.ended(payment.id);
+            Ok(())
+        }
+        Err(Error::Conflict {
+            code: ErrorCode::PaymentAlreadyCredited | ErrorCode::PaymentAlreadyUsed,
+            detail,
+        }) => fail(app, parts, payment, &detail).await,
+        Err(error) => Err(error),
+    }
+}
+
+async fn grant_in(
+    tx: &mut Tx,
+    id: uuid::Uuid,
+    mut sold: SoldFor,
+    spare: String,
+    arrived: &Arrived,
+) -> Result<(), Error> {
+    if let Some(agent) = sold.goods.agent() {
+        agents::lock_state(tx, agent.uuid()).await?;
+    }
+    let other = orders::sold(&mut tx.conn, sold.order_hash).await?;
+    if other.is_some_and(|other| other.tx_hash != arrived.tx_hash) {
+        // Somebody paid the same order otherwise. This payer has paid too, and gets what was paid for.
+        sold.order_hash = order_id::hash_of(&spare);
+        sold.order_id = spare;
+        payments::rename_order(tx, id, &sold.order_id, sold.order_hash).await?;
+    }
+    if !payments::end(tx, id, "done", None).await? {
+        return Ok(());
+    }
+    book::sell_in(tx, &sold, arrived).await.map(|_| ())
+}
+
+/// An order of the same content, in case the claim's own was paid by someone else.
+fn spare_order(parts: &Payments, payment: &Payment, now: i64) -> String {
+    let mut salt = [0; 12];
+    rand::RngCore::fill_bytes(&mut rand::rng(), &mut salt);
+    let number = |n: i64| u64::try_from(n).unwrap_or(0);
+    let order = Order {
+        created: number(now),
+        ttl: 0,
+        head: 0,
+        head_time: 0,
+        salt,
+        price: number(payment.price),
+        chain: parts.settings.chain_id,
+        asset: parts.settings.asset,
+        treasury: parts.settings.treasury,
+        binding: payment.binding,
+    };
+    parts.id_of(&order)
+}
+
+/// Ends a claim that will never be carried out.
+///
+/// # Errors
+/// Store errors.
+pub async fn fail(app: &App, parts: &Payments, payment: &Payment, why: &str) -> Result<(), Error> {
+    let (id, why) = (payment.id, why.to_owned());
+    tracing::info!(payment.id = %id, reason = %why, "a signed payment failed");
+    app.writer
+        .apply(Target::Shared, move |tx| {
+            Box::pin(async move {
+                payments::end(tx, id, "failed", Some(&why)).await?;
+                Ok(())
+            })
+        })
+        .await?;
+    app.shared.metrics.payments_failed.inc();
+    if let Ok(payer) = payment.from.parse::<EvmAddress>() {
+        // It cost gas, or a facilitator's patience.
+        parts.budgets.failed_by(payer.bytes());
+    }
+    parts.ended(payment.id);
+    Ok(())
+}
+
+/// Carries what was found out; `true` when the claim has ended.
+///
+/// # Errors
+/// Store errors.
+pub async fn conclude(app: &App, parts: &Payments, payment: &Payment, found: Found) -> Result<bool, Error> {
+    match found {
+        Found::Open => Ok(false),
+        Found::Settled(arrived) => grant(app, parts, payment, &arrived).await.map(|()| true),
+        Found::Dead(why) => fail(app, parts, payment, why).await.map(|()| true),
+    }
+}
+
+/// Trouble with the chain, as an error of a step.
+pub fn away(trouble: Trouble) -> Error {
+    chain_away(&trouble)
+}
+
+/// A row's number of blocks.
+pub fn block_of(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// The address that settles.
+pub fn signer_text(address: EvmAddress) -> String {
+    address.to_string()
+}
+
+/// The chain's id as rows have it.
+pub fn chain_column(parts: &Payments) -> i64 {
+    signed(parts.settings.chain_id)
+}

@@ -1,0 +1,187 @@
+//! Sales that were paid, and the answers that repeats of their payments get.
+
+use chrono::{DateTime, Utc};
+use otonix_sdk::api::payments::Order;
+use otonix_sdk::ids::{AgentId, SaleId};
+use otonix_sdk::money::MicroUsd;
+use serde_json::Value;
+use sqlx::FromRow;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::store::receipts::hash;
+use crate::store::writer::Tx;
+use crate::store::{Conn, StoreError, on};
+
+/// A sale as it is written.
+#[derive(Debug, Clone)]
+pub struct NewSale {
+    /// The sale.
+    pub id: Uuid,
+    /// SHA-256 of the order's id.
+    pub order_hash: [u8; 32],
+    /// The order's id.
+    pub order_id: String,
+    /// `exact` or `otonix-order`.
+    pub scheme: &'static str,
+    /// Method and path.
+    pub resource: String,
+    /// What the order was for.
+    pub binding: [u8; 32],
+    /// What was sold.
+    pub goods: Value,
+    /// delivered or refund_due.
+    pub status: &'static str,
+    /// Micro-USDC.
+    pub price: i64,
+    /// Micro-USDC that arrived.
+    pub amount: i64,
+    /// The chain's id.
+    pub chain: i64,
+    /// Who paid.
+    pub payer: String,
+    /// Who was paid.
+    pub pay_to: String,
+    /// The transaction.
+    pub tx_hash: [u8; 32],
+    /// Whom it is for, or nil.
+    pub agent: Uuid,
+    /// Whose agent that is, or nil.
+    pub owner: Uuid,
+    /// HTTP status of the answer.
+    pub answer_status: u16,
+    /// The answer, JSON.
+    pub answer: String,
+}
+
+/// A sale and its answer, as a repeat needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sold {
+    /// What the order was for.
+    pub binding: [u8; 32],
+    /// The transaction that paid it.
+    pub tx_hash: [u8; 32],
+    /// Who paid.
+    pub payer: String,
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// The answer, JSON.
+    pub answer: String,
+}
+
+#[derive(FromRow)]
+struct SoldRead {
+    binding: Vec<u8>,
+    tx_hash: Vec<u8>,
+    payer: String,
+    answer_status: i64,
+    answer: String,
+}
+
+/// Writes a sale; `false` when its order was paid before.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn insert(tx: &mut Tx, sale: &NewSale) -> Result<bool, StoreError> {
+    const SQL: &str = "INSERT INTO orders (id, order_hash, order_id, scheme, resource, binding, goods, status, price, \
+        amount, chain, payer, pay_to, tx_hash, agent_id, owner_id, answer_status, answer, created_at) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+        ON CONFLICT (order_hash) DO NOTHING";
+    let at = tx.at;
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(sale.id)
+        .bind(sale.order_hash.to_vec())
+        .bind(&sale.order_id)
+        .bind(sale.scheme)
+        .bind(&sale.resource)
+        .bind(sale.binding.to_vec())
+        .bind(Json(&sale.goods))
+        .bind(sale.status)
+        .bind(sale.price)
+        .bind(sale.amount)
+        .bind(sale.chain)
+        .bind(&sale.payer)
+        .bind(&sale.pay_to)
+        .bind(sale.tx_hash.to_vec())
+        .bind(sale.agent)
+        .bind(sale.owner)
+        .bind(i64::from(sale.answer_status))
+        .bind(&sale.answer)
+        .bind(at)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(done == 1)
+}
+
+/// The sale of an order.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn sold(conn: &mut Conn, order_hash: [u8; 32]) -> Result<Option<Sold>, StoreError> {
+    const SQL: &str =
+        "SELECT binding, tx_hash, payer, answer_status, answer FROM orders WHERE order_hash = $1";
+    let row: Option<SoldRead> =
+        on!(conn, |c| sqlx::query_as(SQL).bind(order_hash.to_vec()).fetch_optional(c).await?);
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Sold {
+        binding: hash("orders", "binding", row.binding)?,
+        tx_hash: hash("orders", "tx_hash", row.tx_hash)?,
+        payer: row.payer,
+        status: u16::try_from(row.answer_status)
+            .map_err(|_| StoreError::Corrupt { table: "orders", column: "answer_status" })?,
+        answer: row.answer,
+    }))
+}
+
+/// Notes what became of a sale.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn mark(tx: &mut Tx, id: Uuid, status: &'static str) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE orders SET status = $2 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(status).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+#[derive(FromRow)]
+pub(super) struct OrderRead {
+    pub(super) id: Uuid,
+    order_id: String,
+    status: String,
+    scheme: String,
+    resource: String,
+    price: i64,
+    amount: i64,
+    chain: i64,
+    payer: String,
+    pay_to: String,
+    tx_hash: Vec<u8>,
+    agent_id: Uuid,
+    pub(super) created_at: DateTime<Utc>,
+}
+
+pub(super) const COLUMNS: &str = "id, order_id, status, scheme, resource, price, amount, chain, payer, pay_to, \
+    tx_hash, agent_id, created_at";
+
+impl From<OrderRead> for Order {
+    fn from(row: OrderRead) -> Self {
+        Self {
+            id: SaleId::from(row.id),
+            order_id: row.order_id,
+            status: row.status,
+            scheme: row.scheme,
+            resource: row.resource,
+            price: MicroUsd::from_micros(row.price),
+            amount: MicroUsd::from_micros(row.amount),
+            currency: "USDC".to_owned(),
+            network: format!("eip155:{}", row.chain),
+            payer: row.payer,
+            pay_to: row.pay_to,
+            tx_hash: format!("0x{}", hex::encode(row.tx_hash)),
+            agent_id: Some(row.agent_id).filter(|id| !id.is_nil()).map(AgentId::from),
+            settled_at: row.created_at,
+            created_at: row.created_at,
+        }
+    }
+}

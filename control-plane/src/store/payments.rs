@@ -1,0 +1,295 @@
+//! Claims of signed payments: each payer's nonce is taken once, before anything is done for it.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::FromRow;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::store::idempotency::Idem;
+use crate::store::receipts::hash;
+use crate::store::writer::Tx;
+use crate::store::{Conn, StoreError, on};
+
+/// A signed payment that was taken.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Payment {
+    /// The claim.
+    pub id: Uuid,
+    /// The chain's id.
+    pub chain: i64,
+    /// The token, with its checksum.
+    pub asset: String,
+    /// Who pays, with its checksum.
+    pub from: String,
+    /// The payer's nonce.
+    pub nonce: [u8; 32],
+    /// claimed, sent, done, failed.
+    pub status: String,
+    /// 1 or 2.
+    pub version: i64,
+    /// SHA-256 of the order's id.
+    pub order_hash: [u8; 32],
+    /// The order's id.
+    pub order_id: String,
+    /// What the payment is for.
+    pub binding: [u8; 32],
+    /// Method and path.
+    pub resource: String,
+    /// The request's idempotency key, if it has one.
+    pub idem: Option<Idem>,
+    /// What is sold.
+    pub goods: Value,
+    /// Whom it is for, or nil.
+    pub agent: Uuid,
+    /// Micro-USDC.
+    pub price: i64,
+    /// Micro-USDC that are signed for.
+    pub amount: i64,
+    /// Who is paid.
+    pub pay_to: String,
+    /// Valid after, seconds since 1970.
+    pub valid_after: i64,
+    /// Valid before, seconds since 1970.
+    pub valid_before: i64,
+    /// As it was sent.
+    pub signature: Vec<u8>,
+    /// Whether the payer is a contract.
+    pub by_contract: bool,
+    /// What a facilitator is sent, JSON.
+    pub facilitator_body: Option<String>,
+    /// From which block on its use is looked for.
+    pub from_block: i64,
+    /// Why it failed.
+    pub failure: Option<String>,
+    /// When it was taken.
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(FromRow)]
+struct PaymentRead {
+    id: Uuid,
+    chain: i64,
+    asset: String,
+    from_address: String,
+    nonce: Vec<u8>,
+    status: String,
+    x402_version: i64,
+    order_hash: Vec<u8>,
+    order_id: String,
+    binding: Vec<u8>,
+    resource: String,
+    idem_scope: Option<Vec<u8>>,
+    idem_fingerprint: Option<Vec<u8>>,
+    goods: Json<Value>,
+    agent_id: Uuid,
+    price: i64,
+    amount: i64,
+    pay_to: String,
+    valid_after: i64,
+    valid_before: i64,
+    signature: Vec<u8>,
+    by_contract: bool,
+    facilitator_body: Option<String>,
+    from_block: i64,
+    failure: Option<String>,
+    created_at: DateTime<Utc>,
+}
+
+impl TryFrom<PaymentRead> for Payment {
+    type Error = StoreError;
+
+    fn try_from(row: PaymentRead) -> Result<Self, StoreError> {
+        let idem = match (row.idem_scope, row.idem_fingerprint) {
+            (Some(scope), Some(fingerprint)) => Some(Idem {
+                scope: hash("payments", "idem_scope", scope)?,
+                fingerprint: hash("payments", "idem_fingerprint", fingerprint)?,
+            }),
+            _ => None,
+        };
+        Ok(Self {
+            id: row.id,
+            chain: row.chain,
+            asset: row.asset,
+            from: row.from_address,
+            nonce: hash("payments", "nonce", row.nonce)?,
+            status: row.status,
+            version: row.x402_version,
+            order_hash: hash("payments", "order_hash", row.order_hash)?,
+            order_id: row.order_id,
+            binding: hash("payments", "binding", row.binding)?,
+            resource: row.resource,
+            idem,
+            goods: row.goods.0,
+            agent: row.agent_id,
+            price: row.price,
+            amount: row.amount,
+            pay_to: row.pay_to,
+            valid_after: row.valid_after,
+            valid_before: row.valid_before,
+            signature: row.signature,
+            by_contract: row.by_contract,
+            facilitator_body: row.facilitator_body,
+            from_block: row.from_block,
+            failure: row.failure,
+            created_at: row.created_at,
+        })
+    }
+}
+
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, chain, asset, from_address, nonce, status, x402_version, order_hash, order_id, binding, ",
+            "resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, valid_after, ",
+            "valid_before, signature, by_contract, facilitator_body, from_block, failure, created_at ",
+            "FROM payments ",
+            $rest
+        )
+    };
+}
+
+/// Takes a payment; `false` when its nonce, its order or its idempotency key was taken before.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
+    const SQL: &str = "INSERT INTO payments (id, chain, asset, from_address, nonce, status, x402_version, order_hash, \
+        order_id, binding, resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, \
+        valid_after, valid_before, signature, by_contract, facilitator_body, from_block, created_at) \
+        VALUES ($1, $2, $3, $4, $5, 'claimed', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
+        $20, $21, $22, $23, $24) ON CONFLICT DO NOTHING";
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(payment.id)
+        .bind(payment.chain)
+        .bind(&payment.asset)
+        .bind(&payment.from)
+        .bind(payment.nonce.to_vec())
+        .bind(payment.version)
+        .bind(payment.order_hash.to_vec())
+        .bind(&payment.order_id)
+        .bind(payment.binding.to_vec())
+        .bind(&payment.resource)
+        .bind(payment.idem.map(|idem| idem.scope.to_vec()))
+        .bind(payment.idem.map(|idem| idem.fingerprint.to_vec()))
+        .bind(Json(&payment.goods))
+        .bind(payment.agent)
+        .bind(payment.price)
+        .bind(payment.amount)
+        .bind(&payment.pay_to)
+        .bind(payment.valid_after)
+        .bind(payment.valid_before)
+        .bind(&payment.signature)
+        .bind(payment.by_contract)
+        .bind(&payment.facilitator_body)
+        .bind(payment.from_block)
+        .bind(payment.created_at)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(done == 1)
+}
+
+/// The claim of a payer's nonce.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn by_nonce(
+    conn: &mut Conn,
+    chain: i64,
+    asset: &str,
+    from: &str,
+    nonce: [u8; 32],
+) -> Result<Option<Payment>, StoreError> {
+    const SQL: &str = select!("WHERE chain = $1 AND asset = $2 AND from_address = $3 AND nonce = $4");
+    let row: Option<PaymentRead> = on!(conn, |c| sqlx::query_as(SQL)
+        .bind(chain)
+        .bind(asset)
+        .bind(from)
+        .bind(nonce.to_vec())
+        .fetch_optional(c)
+        .await?);
+    row.map(Payment::try_from).transpose()
+}
+
+/// A claim.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn by_id(conn: &mut Conn, id: Uuid) -> Result<Option<Payment>, StoreError> {
+    const SQL: &str = select!("WHERE id = $1");
+    let row: Option<PaymentRead> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
+    row.map(Payment::try_from).transpose()
+}
+
+/// Claims in a state, oldest first.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn in_status(
+    conn: &mut Conn,
+    chain: i64,
+    status: &'static str,
+    limit: i64,
+) -> Result<Vec<Payment>, StoreError> {
+    const SQL: &str = select!(
+        "WHERE status IN ('claimed', 'sent') AND chain = $1 AND status = $2 ORDER BY created_at, id LIMIT $3"
+    );
+    let rows: Vec<PaymentRead> =
+        on!(conn, |c| sqlx::query_as(SQL).bind(chain).bind(status).bind(limit).fetch_all(c).await?);
+    rows.into_iter().map(Payment::try_from).collect()
+}
+
+/// Gives a claim another order: its own was paid otherwise.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn rename_order(
+    tx: &mut Tx,
+    id: Uuid,
+    order_id: &str,
+    order_hash: [u8; 32],
+) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE payments SET order_id = $2, order_hash = $3 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(id)
+        .bind(order_id)
+        .bind(order_hash.to_vec())
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
+/// Ends a claim; `false` when it has ended before. One that failed may still be done: the chain has the last word.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn end(
+    tx: &mut Tx,
+    id: Uuid,
+    status: &'static str,
+    failure: Option<&str>,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET status = $2, failure = $3, ended_at = $4 WHERE id = $1 \
+        AND (status IN ('claimed', 'sent') OR (status = 'failed' AND $2 = 'done'))";
+    let at = tx.at;
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(id)
+        .bind(status)
+        .bind(failure)
+        .bind(at)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(done == 1)
+}
+
+/// Notes that a claim's settlement is signed, about to be sent; `false` when it is not waiting for that.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn mark_sent(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET status = 'sent' WHERE id = $1 AND status = 'claimed'";
+    Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).execute(c).await?.rows_affected()) == 1)
+}

@@ -1,0 +1,135 @@
+//! The queue of the key that settles: what it signed, by the account's numbers, before anything was sent.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use crate::store::receipts::hash;
+use crate::store::writer::Tx;
+use crate::store::{Conn, StoreError, on};
+
+/// A signed transaction of the settling key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// The chain's id.
+    pub chain: i64,
+    /// The key's address.
+    pub signer: String,
+    /// The account's number of it.
+    pub account_nonce: i64,
+    /// 0 for the first; more when a dearer one took its place.
+    pub attempt: i64,
+    /// The payment it settles.
+    pub payment: Uuid,
+    /// Its hash.
+    pub tx_hash: [u8; 32],
+    /// As it is sent.
+    pub raw: Vec<u8>,
+    /// Wei of a unit of gas at most.
+    pub max_fee: i64,
+    /// Wei of a unit for whoever makes the block.
+    pub priority_fee: i64,
+    /// When it was signed.
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(FromRow)]
+struct SettlementRead {
+    chain: i64,
+    signer: String,
+    account_nonce: i64,
+    attempt: i64,
+    payment_id: Uuid,
+    tx_hash: Vec<u8>,
+    raw: Vec<u8>,
+    max_fee: i64,
+    priority_fee: i64,
+    created_at: DateTime<Utc>,
+}
+
+impl TryFrom<SettlementRead> for Settlement {
+    type Error = StoreError;
+
+    fn try_from(row: SettlementRead) -> Result<Self, StoreError> {
+        Ok(Self {
+            chain: row.chain,
+            signer: row.signer,
+            account_nonce: row.account_nonce,
+            attempt: row.attempt,
+            payment: row.payment_id,
+            tx_hash: hash("settlements", "tx_hash", row.tx_hash)?,
+            raw: row.raw,
+            max_fee: row.max_fee,
+            priority_fee: row.priority_fee,
+            created_at: row.created_at,
+        })
+    }
+}
+
+/// Writes a signed transaction, before it is sent.
+///
+/// # Errors
+/// [`StoreError::Taken`] when there is one with this number and attempt.
+pub async fn insert(tx: &mut Tx, row: &Settlement) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO settlements (chain, signer, account_nonce, attempt, payment_id, tx_hash, raw, \
+        max_fee, priority_fee, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(row.chain)
+        .bind(&row.signer)
+        .bind(row.account_nonce)
+        .bind(row.attempt)
+        .bind(row.payment)
+        .bind(row.tx_hash.to_vec())
+        .bind(&row.raw)
+        .bind(row.max_fee)
+        .bind(row.priority_fee)
+        .bind(row.created_at)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
+/// The highest number given out; `None` when there is none.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn last_nonce(tx: &mut Tx, chain: i64, signer: &str) -> Result<Option<i64>, StoreError> {
+    const SQL: &str = "SELECT MAX(account_nonce) FROM settlements WHERE chain = $1 AND signer = $2";
+    Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(chain).bind(signer).fetch_one(c).await?))
+}
+
+/// Everything signed for a payment.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn of_payment(conn: &mut Conn, payment: Uuid) -> Result<Vec<Settlement>, StoreError> {
+    const SQL: &str = "SELECT chain, signer, account_nonce, attempt, payment_id, tx_hash, raw, max_fee, \
+        priority_fee, created_at FROM settlements WHERE payment_id = $1 ORDER BY account_nonce, attempt";
+    let rows: Vec<SettlementRead> = on!(conn, |c| sqlx::query_as(SQL).bind(payment).fetch_all(c).await?);
+    rows.into_iter().map(Settlement::try_from).collect()
+}
+
+/// Everything signed from an account number on, in order.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn from_nonce(
+    conn: &mut Conn,
+    chain: i64,
+    signer: String,
+    nonce: i64,
+    limit: i64,
+) -> Result<Vec<Settlement>, StoreError> {
+    const SQL: &str = "SELECT chain, signer, account_nonce, attempt, payment_id, tx_hash, raw, max_fee, \
+        priority_fee, created_at FROM settlements WHERE chain = $1 AND signer = $2 AND account_nonce >= $3 \
+        ORDER BY account_nonce, attempt LIMIT $4";
+    let rows: Vec<SettlementRead> = on!(conn, |c| sqlx::query_as(SQL)
+        .bind(chain)
+        .bind(signer)
+        .bind(nonce)
+        .bind(limit)
+        .fetch_all(c)
+        .await?);
+    rows.into_iter().map(Settlement::try_from).collect()
+}
