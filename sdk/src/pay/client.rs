@@ -636,6 +636,6 @@ mod tests {
         assert_eq!(plausible(at(1_000_000), Some(&date(999_996))), 1_000_000);
         assert_eq!(plausible(at(1_003_600), Some(&date(1_000_000))), 1_000_005);
         assert_eq!(plausible(at(1_000_000), Some(&date(2_000_000))), 1_000_000);
-        assert_eq!(plausible(at(1_795_000_000), Some("Sat, 22 Nov 1997 11:00:00 GMT")), 880196405);
+        assert_eq!(plausible(at(1_795_000_000), Some("Sat, 22 Nov 1997 11:00:00 GMT")), 880_196_405);
     }
 }
