@@ -286,7 +286,7 @@ export async function machine(server, { chain, rpc = chain?.url, settings = {}, 
     const dir = folder('agent')
     const state = join(dir, 'state')
     const env = {
-        OTONIX_STATE_DIR: state, OTONIX_LOG: process.env.OTONIX_TEST_LOG ?? 'info',
+        OTONIX_STATE_DIR: state, OTONIX_LINK_HEARTBEAT_INTERVAL: '5', OTONIX_LOG: process.env.OTONIX_TEST_LOG ?? 'info',
         ...(rpc ? { OTONIX_CHAIN_RPC: rpc, OTONIX_CHAIN_ID: '8453', OTONIX_ASSET: ASSET } : {}),
         OTONIX_PAY_HOSTS: '["*"]', OTONIX_PAY_ESSENTIAL: '["*"]', ...(loopback ? { OTONIX_PAY_ALLOW_PRIVATE_ADDRESSES: 'true' } : {}), ...settings,
     }
