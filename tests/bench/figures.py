@@ -33,12 +33,12 @@ class Bench:
 
 
 def row(figure, must, aim, value, text, lower_is_better=True):
-    if value is None:
-        return (figure, must, aim, "not measured", "?")
-    better = (lambda bound: value <= bound) if lower_is_better else (lambda bound: value >= bound)
-    holds = "?" if must is None else "aim" if better(aim) else "must" if better(must) else "MISSED"
     sign = "<=" if lower_is_better else ">="
     shown = lambda bound: "" if bound is None else f"{sign} {text(bound)}"
+    if value is None:
+        return (figure, shown(must), shown(aim), "not measured", "?")
+    better = (lambda bound: value <= bound) if lower_is_better else (lambda bound: value >= bound)
+    holds = "?" if must is None else "aim" if better(aim) else "must" if better(must) else "MISSED"
     return (figure, shown(must), shown(aim), text(value), holds)
 
 

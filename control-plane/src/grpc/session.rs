@@ -96,7 +96,8 @@ struct Session {
 /// Serves one session.
 pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Result<pb::Down, Status>> + Send {
     stream! {
-        let (mut session, welcome) = match open(app, caller, &mut up).await {
+        // Steps are boxed: an idle session holds only what it needs to wait.
+        let (mut session, welcome) = match Box::pin(open(app, caller, &mut up)).await {
             Ok(opened) => opened,
             Err(last) => {
                 yield *last;
@@ -108,8 +109,8 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
         }
         loop {
             let out = match next(&session.opening.link, &mut up, session.tell_at).await {
-                Next::Woken(woken) => session.woken(woken).await,
-                Next::Up(message) => session.up(*message, &mut up).await,
+                Next::Woken(woken) => Box::pin(session.woken(woken)).await,
+                Next::Up(message) => Box::pin(session.up(*message, &mut up)).await,
                 Next::Ended => return,
                 Next::Unreadable(status) => Err(Box::new(Err(status))),
             };

@@ -9,8 +9,8 @@ use crate::store::agents;
 use crate::store::writer::Tx;
 use otonix_sdk::standing::AgentStatus;
 
-/// Beats of one statement.
-const CHUNK: usize = 10_000;
+/// Beats of one statement. More would save little, and leave holes of their size in the heap.
+const CHUNK: usize = 2000;
 
 /// Writes what was heard since the last pass. Beats whose write fails are kept for the next.
 ///
