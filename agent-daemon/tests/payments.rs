@@ -164,6 +164,7 @@ fn a_wallet_that_cannot_be_opened_is_named_and_the_daemon_goes_on() {
         let answer = daemon.post("/v1/pay", r#"{"url":"http://127.0.0.1:1","maxAmount":"1"}"#);
         assert!(answer.status == 403 || answer.status == 503, "{answer:?}");
         daemon.log("still alive");
+        assert_eq!(text(&home.call(&["journal", "list", "--json"])), "[]", "the journal can still be read");
     }
 }
 

@@ -138,5 +138,6 @@ note('verification')
 const { 'PAYMENT-SIGNATURE': header } = (await payments(watched, 1))[0].init.headers
 figures.verify_us = JSON.parse(execFileSync(join(EXAMPLES, 'verify'), { input: header })).p50_us
 
-for (const each of [watched, rogue, merchant, facilitator, node, chain]) await each.stop()
 console.log(JSON.stringify(figures))
+for (const each of [watched, rogue, merchant, facilitator, node, chain]) await each.stop()
+process.exit()

@@ -2,13 +2,14 @@
 
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { createHash } from 'node:crypto'
+import { createCipheriv, createHash, randomBytes, randomUUID, scryptSync } from 'node:crypto'
 import { chownSync, existsSync, mkdtempSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { request as httpRequest } from 'node:http'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { delimiter, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { keccak256 } from 'viem'
 import { generatePrivateKey, privateKeyToAccount } from 'viem/accounts'
 import { call } from './abi.mjs'
 import { ACCOUNTS, ASSET, rpcAt, startChain } from './chain.mjs'
@@ -260,6 +261,22 @@ export async function startPostgres() {
     }
 }
 
+/** A v3 keystore that costs little to open, so that the tests do not mostly derive keys. */
+function keystore({ key, address }, passphrase) {
+    const [salt, iv, n] = [randomBytes(32), randomBytes(16), 1024]
+    const derived = scryptSync(passphrase, salt, 32, { N: n, r: 8, p: 1 })
+    const cipher = createCipheriv('aes-128-ctr', derived.subarray(0, 16), iv)
+    const ciphertext = Buffer.concat([cipher.update(Buffer.from(key.slice(2), 'hex')), cipher.final()])
+    const mac = keccak256(Buffer.concat([derived.subarray(16), ciphertext])).slice(2)
+    return JSON.stringify({
+        version: 3, id: randomUUID(), address: address.slice(2).toLowerCase(),
+        crypto: {
+            cipher: 'aes-128-ctr', cipherparams: { iv: iv.toString('hex') }, ciphertext: ciphertext.toString('hex'),
+            kdf: 'scrypt', kdfparams: { dklen: 32, n, r: 8, p: 1, salt: salt.toString('hex') }, mac,
+        },
+    })
+}
+
 /**
  * A machine with the daemon's state on it, initialised at `server`. `settings` is added to agent.toml's sections through
  * the environment (`OTONIX_PAY_MAX_DAY`). Chain and loopback peers are allowed unless told otherwise. The agent has
@@ -275,6 +292,9 @@ export async function machine(server, { chain, rpc = chain?.url, settings = {}, 
     }
     mkdirSync(state, { mode: 0o700 })
     const cli = (args, options = {}) => run('otonix-agent', args, { cwd: dir, ...options, env: { ...env, ...options.env } })
+    const owner = wallet()
+    writeFileSync(join(state, 'wallet.passphrase'), 'a passphrase of the tests\n', { mode: 0o600 })
+    writeFileSync(join(state, 'keystore.json'), keystore(owner, 'a passphrase of the tests'), { mode: 0o600 })
     const name = `machine-${generatePrivateKey().slice(2, 10)}`
     const made = await cli(['init', '--server', server.url, '--api-key', server.key, '--name', name])
     assert.equal(made.code, 0, `init: ${made.stderr}`)
@@ -282,7 +302,8 @@ export async function machine(server, { chain, rpc = chain?.url, settings = {}, 
     const id = /^id\s*=\s*["']([^"']+)/m.exec(agentToml)[1]
     const shown = await cli(['wallet', 'address'])
     assert.equal(shown.code, 0, `wallet address: ${shown.stderr}`)
-    const address = /0x[0-9a-fA-F]{40}/.exec(shown.stdout)[0]
+    const { address } = owner
+    assert.equal(shown.stdout.trim(), address)
     if (credits) {
         const body = { amount: credits, reason: 'interop' }
         const granted = await server.call('POST', `/api/agents/${id}/grant`, { operator: true, body })

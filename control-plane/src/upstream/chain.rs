@@ -386,7 +386,8 @@ impl Chain {
         let data = settlement_call(authorization, signature, by_contract);
         match self.rpc.call(None, self.asset, &data, Some(SETTLE_GAS), At::Latest).await {
             Ok(_) => Ok(Ok(())),
-            Err(ChainError::Rpc { message, .. }) => Ok(Err(message)),
+            // Any other refusal says something of the node, nothing of the payment.
+            Err(error) if error.is_revert() => Ok(Err(error.to_string())),
             Err(error) => Err(error.into()),
         }
     }

@@ -330,8 +330,9 @@ impl Content {
     }
 
     /// The number that the account's next transaction has, as far as the journal knows.
-    pub fn next_nonce(&self) -> Option<u64> {
-        let used = self.entries.values().filter_map(|entry| match &entry.intent.way {
+    pub fn next_nonce(&self, payer: EvmAddress) -> Option<u64> {
+        let own = self.entries.values().filter(|entry| entry.intent.payer == payer);
+        let used = own.filter_map(|entry| match &entry.intent.way {
             Signature::Order { nonce, .. } => Some(*nonce),
             Signature::Exact { .. } => None,
         });

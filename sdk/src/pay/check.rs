@@ -84,7 +84,7 @@ async fn compare(inner: &Arc<Inner>) -> Result<(), PayError> {
                     at: now,
                 })
                 .collect();
-            let expected = book.content().next_nonce().unwrap_or(0).max(last.account_nonce);
+            let expected = book.content().next_nonce(payer).unwrap_or(0).max(last.account_nonce);
             let mut records = Vec::new();
             if let Some(first) = new.first() {
                 let why = format!(

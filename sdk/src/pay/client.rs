@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
@@ -135,6 +136,14 @@ impl Client {
         listed(locked(&self.0.book).content())
     }
 
+    /// Checks chain and token, and compares chain and journal, unless that was done in this life.
+    ///
+    /// # Errors
+    /// [`PayError`] when the chain does not answer or is another.
+    pub async fn check(&self) -> Result<(), PayError> {
+        self.0.make_ready().await
+    }
+
     /// Compares what was delivered with the chain's last word.
     ///
     /// # Errors
@@ -232,8 +241,7 @@ impl Client {
         drive::check_delivered(inner).await?;
         *ready = true;
         let at = inner.clock.now();
-        let wait_until =
-            at + chrono::TimeDelta::from_std(inner.config.tuning.after_rollback).unwrap_or_default();
+        let wait_until = at + TimeDelta::from_std(inner.config.tuning.after_rollback).unwrap_or_default();
         let suspect = inner
             .book(move |book| {
                 let suspect = book.content().suspect.clone();
@@ -323,7 +331,7 @@ impl Inner {
             &first.body,
         );
         self.make_ready().await?;
-        let look = self.look(&required).await?;
+        let look = self.look(&required, first.header("date")).await?;
         let inner = Arc::clone(self);
         let (again, begun) = self
             .book(move |book| {
@@ -390,7 +398,10 @@ impl Inner {
             Ok(choice) => choice,
             Err(denied) => return Ok(Begun::Refused(denied)),
         };
-        let gas = look.gas.map(|gas| Gas { nonce: gas.nonce.max(content.next_nonce().unwrap_or(0)), ..gas });
+        let gas = look.gas.map(|gas| Gas {
+            nonce: gas.nonce.max(content.next_nonce(self.wallet.address()).unwrap_or(0)),
+            ..gas
+        });
         let way = sign::sign(&self.wallet, &token, required, &choice, look.now, gas.as_ref());
         let way = way.ok_or_else(|| PayError::WrongChain("the offer cannot be signed".to_owned()))?;
         let intent = Intent {
@@ -401,6 +412,7 @@ impl Inner {
             digest,
             request,
             origin: origin.clone(),
+            payer: self.wallet.address(),
             pay_to: choice.pay_to,
             amount: choice.amount,
             from_block: look.height,
@@ -425,12 +437,12 @@ impl Inner {
         Ok(())
     }
 
-    async fn look(&self, required: &Required) -> Result<Look, PayError> {
+    async fn look(&self, required: &Required, date: Option<&str>) -> Result<Look, PayError> {
         let payer = self.wallet.address();
         let (balance, head) =
             tokio::join!(self.rpc.token_balance(self.config.rules.asset, payer), self.rpc.block(At::Latest));
         let head = head?.ok_or_else(|| crate::chain::ChainError::Garbage("no newest block".to_owned()))?;
-        let local = u64::try_from(self.clock.now().timestamp()).unwrap_or_default();
+        let local = plausible(self.clock.now(), date);
         let gas = match &required.order {
             Some(offer) => order::gas_for(self, offer).await?,
             None => None,
@@ -528,6 +540,15 @@ fn known_in(content: &super::book::Content, fetch: &Fetch, digest: &str) -> Resu
     }
 }
 
+/// Unix time by this machine's clock, unless the seller's says that it is ahead: a payment must not be valid for longer
+/// than it is meant to be. A seller that lies makes its own payment expire.
+fn plausible(local: DateTime<Utc>, date: Option<&str>) -> u64 {
+    const TOLERANCE: TimeDelta = TimeDelta::seconds(5);
+    let theirs = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+    let now = theirs.map_or(local, |theirs| local.min(theirs.to_utc() + TOLERANCE));
+    u64::try_from(now.timestamp()).unwrap_or_default()
+}
+
 /// Tells requests apart: everything that is sent but the payment.
 fn digest_of(request: &Request) -> String {
     let mut headers = request.headers.clone();
@@ -598,5 +619,23 @@ fn event_of(payment: Payment) -> PaymentEvent {
         tx_hash: payment.tx_hash,
         url: Some(payment.url),
         detail: payment.detail,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_ahead_is_not_believed() {
+        let at = |secs: i64| DateTime::from_timestamp(secs, 0).expect("a time");
+        let date = |secs: i64| at(secs).to_rfc2822();
+        assert_eq!(plausible(at(1_000_000), None), 1_000_000);
+        assert_eq!(plausible(at(1_000_000), Some("nonsense")), 1_000_000);
+        assert_eq!(plausible(at(1_000_000), Some(&date(1_000_001))), 1_000_000);
+        assert_eq!(plausible(at(1_000_000), Some(&date(999_996))), 1_000_000);
+        assert_eq!(plausible(at(1_003_600), Some(&date(1_000_000))), 1_000_005);
+        assert_eq!(plausible(at(1_000_000), Some(&date(2_000_000))), 1_000_000);
+        assert_eq!(plausible(at(1_795_000_000), Some("Sat, 22 Nov 1997 11:00:00 GMT")), 880_196_405);
     }
 }

@@ -169,7 +169,7 @@ async fn state_of(
     nonce: Hash,
     valid_before: u64,
 ) -> Result<View, ChainError> {
-    let (payer, asset) = (inner.wallet.address(), inner.config.rules.asset);
+    let (payer, asset) = (intent.payer, inner.config.rules.asset);
     if inner.rpc.authorization_state(asset, payer, nonce.0, At::Latest).await? {
         let head = inner.rpc.block_number().await?;
         let blocks = intent.from_block.saturating_add(1).min(head)..=head;
@@ -222,7 +222,7 @@ async fn last_word(
         View::Never => Ok(Some((false, None))),
         View::Used(found) => {
             let Some(last) = inner.rpc.block(At::Finalized).await? else { return Ok(None) };
-            let (payer, asset) = (inner.wallet.address(), inner.config.rules.asset);
+            let (payer, asset) = (intent.payer, inner.config.rules.asset);
             let at = At::Number(last.number);
             let is_final = inner.rpc.authorization_state(asset, payer, nonce.0, at).await?;
             Ok(is_final.then_some((true, found)))

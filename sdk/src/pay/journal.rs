@@ -82,7 +82,8 @@ impl Journal {
         }
         let path = dir.join(NAME);
         if !path.try_exists()? {
-            write_whole(dir, &[])?;
+            write_draft(dir, &[])?;
+            publish(dir)?;
         }
         let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
         let mut bytes = Vec::new();
@@ -135,14 +136,19 @@ impl Journal {
     /// Replaces everything by these records: after a crash the old file is there or the new one.
     ///
     /// # Errors
-    /// [`JournalError`]; the old file goes on.
+    /// [`JournalError`]; the old file goes on, or, when it is not sure which one it is, none until the next start.
     pub fn rewrite(&mut self, payloads: &[Vec<u8>]) -> Result<(), JournalError> {
         if self.closed {
             return Err(JournalError::Closed);
         }
-        self.end = write_whole(&self.dir, payloads)?;
+        let end = write_draft(&self.dir, payloads)?;
+        // From here on the name may be of the new file: should it not open, nothing may go to the old one.
+        self.closed = true;
+        publish(&self.dir)?;
         self.file = OpenOptions::new().read(true).write(true).open(self.dir.join(NAME))?;
-        self.reserved = self.end;
+        self.closed = false;
+        self.end = end;
+        self.reserved = end;
         self.reserve();
         Ok(())
     }
@@ -166,7 +172,7 @@ impl Journal {
     }
 }
 
-fn write_whole(dir: &Path, payloads: &[Vec<u8>]) -> Result<u64, JournalError> {
+fn write_draft(dir: &Path, payloads: &[Vec<u8>]) -> Result<u64, JournalError> {
     let mut bytes = FILE_MAGIC.to_vec();
     for payload in payloads {
         push(&mut bytes, payload)?;
@@ -175,9 +181,13 @@ fn write_whole(dir: &Path, payloads: &[Vec<u8>]) -> Result<u64, JournalError> {
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&draft)?;
     file.write_all(&bytes)?;
     file.sync_all()?;
-    fs::rename(&draft, dir.join(NAME))?;
-    File::open(dir)?.sync_all()?;
     Ok(bytes.len() as u64)
+}
+
+/// Gives the draft its name.
+fn publish(dir: &Path) -> io::Result<()> {
+    fs::rename(dir.join(DRAFT), dir.join(NAME))?;
+    File::open(dir)?.sync_all()
 }
 
 fn push(out: &mut Vec<u8>, payload: &[u8]) -> Result<(), JournalError> {

@@ -20,8 +20,15 @@ const SETTLE: Duration = Duration::from_secs(90);
 /// How often what was delivered is compared with the chain.
 const COMPARE: Duration = Duration::from_secs(60);
 
-/// Compares what was delivered with the chain's last word, for ever.
+/// Compares journal and chain at the start, and what was delivered with the chain's last word from then on.
 pub(crate) async fn compare(client: Client) {
+    while let Err(error) = client.check().await {
+        tracing::warn!(%error, "journal and chain cannot be compared yet; nothing is paid meanwhile");
+        tokio::time::sleep(LOOK).await;
+    }
+    if let Some(why) = client.standstill() {
+        tracing::error!(why, "nothing is paid");
+    }
     loop {
         tokio::time::sleep(COMPARE).await;
         if let Err(error) = client.check_delivered().await {

@@ -70,7 +70,7 @@ pub(super) async fn run(
     let mut sent: Option<Instant> = None;
     loop {
         let forms = forms_of(inner, intent);
-        let mined = mined(inner, &forms, *nonce).await;
+        let mined = mined(inner, &forms, intent.payer, *nonce).await;
         let mut view = View::Unknown;
         match &mined {
             Ok(Mined::Done(receipt)) => {
@@ -78,7 +78,8 @@ pub(super) async fn run(
                 drive::paid(inner, intent, Some(receipt.tx_hash)).await?;
                 if Instant::now() >= tries.next {
                     let chain_id = inner.config.rules.chain_id;
-                    let header = sign::proof(&inner.wallet, order_id, receipt.tx_hash, chain_id);
+                    let header =
+                        sign::proof(&inner.wallet, intent.payer, order_id, receipt.tx_hash, chain_id);
                     if tries.send(inner, intent, header, tell).await? {
                         return Ok(());
                     }
@@ -117,7 +118,7 @@ fn forms_of(inner: &Inner, intent: &Intent) -> Vec<Raw> {
     }
 }
 
-async fn mined(inner: &Inner, forms: &[Raw], nonce: u64) -> Result<Mined, ChainError> {
+async fn mined(inner: &Inner, forms: &[Raw], payer: EvmAddress, nonce: u64) -> Result<Mined, ChainError> {
     let mut vain = None;
     for form in forms {
         match inner.rpc.receipt(form.hash).await? {
@@ -130,7 +131,7 @@ async fn mined(inner: &Inner, forms: &[Raw], nonce: u64) -> Result<Mined, ChainE
         return Ok(Mined::InVain(receipt));
     }
     // Asked at a final block: a receipt that is only late would be there by then.
-    let used = inner.rpc.transaction_count(inner.wallet.address(), At::Finalized).await?;
+    let used = inner.rpc.transaction_count(payer, At::Finalized).await?;
     Ok(if used > nonce { Mined::Replaced } else { Mined::Waiting })
 }
 
@@ -147,9 +148,10 @@ async fn push(
     sent: &mut Option<Instant>,
 ) -> Result<(), PayError> {
     let Some(last) = forms.last() else { return Ok(()) };
+    let own = intent.payer == inner.wallet.address();
     let late = sent.is_some_and(|since| since.elapsed() >= inner.config.tuning.bump);
     let ending = drive::now(inner).saturating_add(inner.config.tuning.void_before.as_secs()) >= expires;
-    let form = if (ending && !last.void) || (late && affordable(last)) {
+    let form = if own && ((ending && !last.void) || (late && affordable(last))) {
         *sent = Some(Instant::now());
         raise(inner, intent, last, ending || last.void).await?
     } else {

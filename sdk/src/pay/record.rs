@@ -81,6 +81,8 @@ pub struct Intent {
     pub request: Request,
     /// Of the seller.
     pub origin: String,
+    /// Whose wallet signed it; another one may be in use when it ends.
+    pub payer: EvmAddress,
     /// Who is paid.
     pub pay_to: EvmAddress,
     /// How much.

@@ -133,16 +133,18 @@ pub(super) fn raw_of(raw: &[u8], hash: Hash, gas: &Gas, void: bool) -> Raw {
     }
 }
 
-/// The header that proves an order.
-pub(super) fn proof(wallet: &Wallet, order_id: &str, tx_hash: Hash, chain_id: u64) -> (String, String) {
+/// The header that proves an order. Of a wallet that is no longer here the calldata has to do.
+pub(super) fn proof(
+    wallet: &Wallet,
+    payer: EvmAddress,
+    order_id: &str,
+    tx_hash: Hash,
+    chain_id: u64,
+) -> (String, String) {
     let tx_hash = tx_hash.to_string();
-    let signature = wallet.sign_order_proof(order_id, &tx_hash, chain_id);
-    let proof = OrderProof {
-        order_id: order_id.to_owned(),
-        tx_hash,
-        payer: wallet.address().to_string(),
-        signature: Some(signature),
-    };
+    let own = wallet.address() == payer;
+    let signature = own.then(|| wallet.sign_order_proof(order_id, &tx_hash, chain_id));
+    let proof = OrderProof { order_id: order_id.to_owned(), tx_hash, payer: payer.to_string(), signature };
     (headers::X_PAYMENT.to_owned(), headers::write(&proof))
 }
 

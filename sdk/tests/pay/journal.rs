@@ -84,6 +84,31 @@ async fn money_that_left_by_other_software_is_seen() {
     assert_eq!(seller.settled(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_wallet_ends_the_payments_of_the_one_before() {
+    let mut world = World::with(1_000_000).await;
+    let offers = vec![offer(&world.chain, world.payee(), "10000")];
+    let seller = Seller::start(&world.chain, 2, offers, Manner::SettlesThen(500)).await;
+    world.tuning.undelivered = Duration::from_secs(600);
+    let client = world.client().await;
+    let fetched = client.fetch(post(&seller.url(), "{}")).await.expect("signed");
+    assert_eq!(world.moved().len(), 1);
+    client.set_paused(Some("this life is over".to_owned()));
+    let copy = world.dir.path().join("copy");
+    copy_folder(&world.folder(), &copy);
+    let other = otonix_sdk::wallet::Wallet::generate();
+    let (key, address) = (other.private_key_hex().to_string(), other.address().to_string());
+    let second = World { dir: tempfile::tempdir().expect("a folder"), key, address, ..world };
+    copy_folder(&copy, &second.folder());
+    second.chain.mint(&second.address, 1_000_000);
+    let client = second.client().await;
+    client.resume();
+    seller.be(Manner::SettlesThenOnce(500));
+    assert_eq!(over(&client, fetched.id).await, State::Settled, "the old wallet's money has moved");
+    let fetched = client.fetch(post(&seller.url(), "{\"n\":2}")).await.expect("paid by the new one");
+    assert_eq!((state(&fetched), second.moved().len()), (State::Settled, 1));
+}
+
 pub fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("reads") {

@@ -35,10 +35,10 @@ export async function startRpc(upstream) {
                 answers.push({ jsonrpc: '2.0', id, ...now })
                 continue
             }
-            const from = await fetch(upstream, {
+            const passed = await fetch(upstream, {
                 method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(call),
-            })
-            const passed = await from.json()
+            }).then(from => from.json(), () => null)
+            if (!passed) return request.socket.destroy()
             if (typeof now === 'number') await sleep(now)
             if (now === 'already known') answers.push({ jsonrpc: '2.0', id, error: { code: -32000, message: 'already known' } })
             else answers.push(passed)

@@ -1,7 +1,7 @@
 // The crash matrix: SIGKILL at every boundary between a program and the world (see boundary.c), on both sides of a
 // payment. Afterwards at most one transfer per intent, every intent ended, one grant per payment, books that balance.
 //
-// A clean run tells which boundaries there are; OTONIX_TEST_POINTS of them are tried per matrix (default 10, spread and
+// A clean run tells which boundaries there are; OTONIX_TEST_POINTS of them are tried per matrix (default 20, spread and
 // shifted by chance; `all` for every one). OTONIX_TEST_SEED repeats the choice of an earlier run.
 
 import assert from 'node:assert/strict'
@@ -16,7 +16,7 @@ import { offer, startRogue } from '../partners/rogue.mjs'
 import { startRpc } from '../partners/rpc.mjs'
 import { ACCOUNTS, folder, machine, orderSuffix, sleep, stage, startServer, until, wallet } from '../stage.mjs'
 
-const POINTS = process.env.OTONIX_TEST_POINTS ?? '10'
+const POINTS = process.env.OTONIX_TEST_POINTS ?? '20'
 let seed = Number(process.env.OTONIX_TEST_SEED ?? Date.now() % 1_000_000)
 const JSON_TYPE = { 'content-type': 'application/json' }
 
@@ -215,6 +215,47 @@ describe('the daemon is killed while it pays', () => {
             assert.deepEqual(open, [], 'every intent has ended')
         })
     }
+
+    test('the running daemon with ten payments at once, killed again and again', { timeout: 300_000 }, async () => {
+        const url = rogue.on('/many', remembering)
+        const buyer = await machine(exact, { chain, usdc: 50_000_000, settings: { ...settings, OTONIX_PAY_ALLOW_SHARED_UID: 'true' } })
+        const keys = Array.from({ length: 10 }, (_, at) => `many-${at}`)
+        const ask = key => buyer.local('POST', '/v1/pay', { url, maxAmount: '1', idempotencyKey: key })
+        for (const wait of [150, 400, 20, 800, 60]) {
+            await buyer.run()
+            const asked = keys.map(key => ask(key).catch(() => null))
+            await sleep(wait)
+            await buyer.kill()
+            await Promise.all(asked)
+        }
+        await buyer.run()
+        const answers = await Promise.all(keys.map(key => until(`${key} is bought`, 90_000, async () => {
+            const answer = await ask(key)
+            return answer.status === 200 && answer.body.status === 200 ? answer : null
+        })))
+        assert.equal(new Set(answers.map(each => each.body.intentId)).size, keys.length)
+        assert.equal((await chain.transfers({ from: buyer.address })).length, keys.length)
+        await buyer.stop()
+    })
+
+    test('a journal that was put back pauses payments', { timeout: 120_000 }, async () => {
+        const flow = flows['exact at a merchant']
+        const buyer = await machine(exact, { chain, usdc: 50_000_000, settings })
+        await bought(buyer, flow, 'one', 'a first payment', 1)
+        const journal = join(buyer.state, 'pay', 'journal')
+        const old = readFileSync(journal)
+        await bought(buyer, flow, 'two', 'a second', 2)
+        writeFileSync(journal, old)
+        const told = await buy(buyer, flow, 'three')
+        assert.equal(told.code, 3, `${told.code} ${told.stderr}`)
+        assert.match(told.stderr, /reconcile/)
+        assert.equal((await chain.transfers({ from: buyer.address })).length, 2)
+        const reconciled = await buyer.cli(['journal', 'reconcile'])
+        assert.equal(reconciled.code, 0, reconciled.stderr)
+        // What the lost journal had signed may still be on its way.
+        assert.equal((await buy(buyer, flow, 'three')).code, 3)
+        assert.equal((await chain.transfers({ from: buyer.address })).length, 2)
+    })
 
     for (const fault of ['down', 'lose', 'garbage', 'error', 'already known', 2_000]) {
         test(`the chain fails (${fault}) at each of its calls`, { timeout: 900_000 }, async () => {

@@ -347,7 +347,7 @@ describe('budgets', () => {
     })
 })
 
-describe('the control plane is paid by the daemon', () => {
+describe('the control plane is paid by the daemon', { concurrency: 5 }, () => {
     let still
     before(() => { still = chain.ticking() })
     after(() => still())

@@ -24,6 +24,7 @@ fn intent(days: i64, micros: i64, key: Option<&str>) -> Intent {
             body: vec![0, 255, 1],
         },
         origin: "https://a.example".to_owned(),
+        payer: EvmAddress::from_bytes([6; 20]),
         pay_to: EvmAddress::from_bytes([7; 20]),
         amount: MicroUsd::from_micros(micros),
         from_block: 5,
@@ -120,7 +121,8 @@ fn a_book_reads_back_and_compacts_to_the_same() {
     assert_eq!(book.content().by_key("k").map(|entry| entry.intent.id), Some(a.id));
     assert_eq!(book.content().open_like(&b.digest).map(|entry| entry.state), Some(State::Paid));
     assert!(book.content().open_like(&c.digest).is_none());
-    assert_eq!(book.content().next_nonce(), Some(5));
+    assert_eq!(book.content().next_nonce(a.payer), Some(5));
+    assert_eq!(book.content().next_nonce(a.pay_to), None);
 }
 
 #[test]
