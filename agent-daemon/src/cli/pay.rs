@@ -11,14 +11,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use http::Method;
+use otonix_sdk::client::{Client, ClientConfig, Credential, RetryPolicy};
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::pay::Asker;
 use otonix_sdk::standing::SurvivalTier;
 use serde_json::Value;
 
 use super::client::{self, Call};
-use super::{Place, load_config, runtime};
-use crate::config::Config;
+use super::{Place, api_key, load_config, runtime};
+use crate::config::{self, Config};
 use crate::local_api::pay::{PayRequest, fetch_of, fetched_json, refusal};
 use crate::{app, payments};
 
@@ -27,6 +28,8 @@ const REFUSED: u8 = 3;
 const UNKNOWN: u8 = 4;
 /// How long a daemon may take: what is bought may be slow work.
 const TIMEOUT: Duration = Duration::from_secs(300);
+/// How long the server may take to say how the agent stands.
+const TIER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// `pay`.
 #[derive(Debug, Args)]
@@ -177,7 +180,8 @@ async fn alone(place: &Place, request: PayRequest, file: Option<&Path>) -> anyho
     app::harden();
     let state_dir = place.state_dir();
     let config = load_config(place, &state_dir)?;
-    let tier = tier_of(&config, &state_dir);
+    let known = known_tier(&config, &state_dir);
+    let tier = asked_tier(&config, &state_dir).await.unwrap_or(known);
     let fetch =
         fetch_of(request, None, Asker::Owner, tier).map_err(|refused| anyhow!("{}", refused.detail()))?;
     let client = payments::alone(&config, &state_dir, file)?;
@@ -191,8 +195,19 @@ async fn alone(place: &Place, request: PayRequest, file: Option<&Path>) -> anyho
     }
 }
 
+/// The tier as the server knows it, when it answers soon.
+async fn asked_tier(config: &Config, state_dir: &Path) -> Option<SurvivalTier> {
+    let id = config.agent.id?;
+    let key = api_key(None, None, state_dir).ok()?;
+    let server = config::check_server(&config.link.server).ok()?;
+    let credential = Credential::ApiKey(key);
+    let client = Client::new(ClientConfig { server, credential, retry: RetryPolicy::NEVER }).ok()?;
+    let agent = tokio::time::timeout(TIER_PATIENCE, client.agent(id)).await.ok()?.ok()?;
+    Some(if agent.killed_at.is_some() { SurvivalTier::Terminated } else { agent.survival_tier })
+}
+
 /// The tier as the daemon last knew it; `full` for a wallet without a registered agent.
-fn tier_of(config: &Config, state_dir: &Path) -> SurvivalTier {
+fn known_tier(config: &Config, state_dir: &Path) -> SurvivalTier {
     if config.agent.id.is_none() {
         return SurvivalTier::Full;
     }

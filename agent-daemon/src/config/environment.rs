@@ -134,7 +134,11 @@ mod tests {
         assert_eq!(config.agent.name, "007");
         assert_eq!(config.agent.command.expect("a command").words(), ["/bin/sh", "-c", "sleep 1"]);
         assert_eq!(config.tier.critical.model.as_deref(), Some("small"));
-        assert_eq!(config.pay.hosts, ["a.example"]);
+        assert_eq!(config.pay.hosts.0, ["a.example"]);
+        let lists = load(&[("OTONIX_PAY_HOSTS", "*"), ("OTONIX_PAY_ESSENTIAL", "a.example, b.example:8402")]);
+        let lists = lists.expect("texts with commas");
+        assert_eq!(lists.pay.hosts.0, ["*"]);
+        assert_eq!(lists.pay.essential.0, ["a.example", "b.example:8402"]);
         assert_eq!(config.link.heartbeat_interval, 30);
         assert!(config.pay.allow_shared_uid);
         assert_eq!(config.chain.rpc.0, ["http://127.0.0.1:1", "https://b.example"]);

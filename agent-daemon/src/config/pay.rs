@@ -57,8 +57,8 @@ impl Config {
             max_hour: self.pay.max_hour.get(),
             max_day: self.pay.max_day.get(),
             reserve: self.pay.reserve.get(),
-            hosts: self.pay.hosts.clone(),
-            essential: self.pay.essential.clone(),
+            hosts: self.pay.hosts.0.clone(),
+            essential: self.pay.essential.0.clone(),
             topup_max_day: self.topup.max_day.get(),
             server: origin_of(&url),
             topup_path: format!("/api/agents/{agent}/topup"),
@@ -85,10 +85,10 @@ pub struct PaySection {
     pub max_day: Usdc,
     /// Never spent.
     pub reserve: Usdc,
-    /// Hosts that may be paid; `*`: any. The configured control plane always may.
-    pub hosts: Vec<String>,
+    /// Hosts that may be paid: a list, or a text with commas; `*`: any. The configured control plane always may.
+    pub hosts: List,
     /// Hosts that may be paid in the tier `critical`.
-    pub essential: Vec<String>,
+    pub essential: List,
     /// Private and link-local addresses may be paid.
     pub allow_private_addresses: bool,
     /// The agent's process may pay while it has the daemon's own user id.
@@ -104,8 +104,8 @@ impl Default for PaySection {
             max_hour: Usdc::whole(5),
             max_day: Usdc::whole(20),
             reserve: Usdc::whole(0),
-            hosts: Vec::new(),
-            essential: Vec::new(),
+            hosts: List::default(),
+            essential: List::default(),
             allow_private_addresses: false,
             allow_shared_uid: false,
             paused: false,

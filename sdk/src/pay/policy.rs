@@ -213,14 +213,21 @@ impl Rules {
     /// Whether a request may be made at all with the wallet behind it. Asked before anything is sent.
     ///
     /// # Errors
-    /// [`Denied::Host`] or [`Denied::Tier`].
+    /// [`Denied::Host`].
     pub fn may_ask(&self, ask: &Ask) -> Result<(), Denied> {
-        let is_server = self.is_server(&ask.url);
         let host = ask.url.host_str().unwrap_or_default();
-        let listed = is_server || ask.asker == Asker::Owner || is_listed(&self.hosts, &ask.url);
-        if !listed {
-            return Err(Denied::Host(host.to_owned()));
-        }
+        let listed =
+            self.is_server(&ask.url) || ask.asker == Asker::Owner || is_listed(&self.hosts, &ask.url);
+        if listed { Ok(()) } else { Err(Denied::Host(host.to_owned())) }
+    }
+
+    /// Whether anything may be paid there. Asked when payment is: what is free is for every tier.
+    ///
+    /// # Errors
+    /// [`Denied::Host`] or [`Denied::Tier`].
+    pub fn may_pay(&self, ask: &Ask) -> Result<(), Denied> {
+        self.may_ask(ask)?;
+        let is_server = self.is_server(&ask.url);
         match ask.tier {
             SurvivalTier::Full | SurvivalTier::Conservation => Ok(()),
             SurvivalTier::Critical if is_server || is_listed(&self.essential, &ask.url) => Ok(()),
@@ -235,7 +242,7 @@ impl Rules {
     /// # Errors
     /// [`Denied`] saying which rule it breaks.
     pub fn choose(&self, ask: &Ask, required: &Required, known: &Knowledge) -> Result<Choice, Denied> {
-        self.may_ask(ask)?;
+        self.may_pay(ask)?;
         let choice = self.cheapest(required, known)?;
         if let Some(pinned) = known.pin
             && pinned != choice.pay_to

@@ -83,8 +83,19 @@ describe('official merchants', { concurrency: 4 }, () => {
         assert.deepEqual(await paid(buyer.address), [])
     })
 
-    test('what is free is not paid', async () => {
-        const buyer = await machine(server, { chain, usdc: 5_000_000 })
+    test('the command line knows the tier of now, and lists of hosts may be texts', async () => {
+        const { url } = await shop()
+        const settings = { OTONIX_PAY_HOSTS: 'example.com,127.0.0.1', OTONIX_PAY_ESSENTIAL: 'example.com, example.org' }
+        const buyer = await machine(server, { chain, usdc: 5_000_000, credits: 0, settings })
+        assert.equal((await buyer.pay(`${url}/paid`, '0.05')).code, REFUSED)
+        const granted = await server.call('POST', `/api/agents/${buyer.id}/grant`, { operator: true, body: { amount: 20, reason: 'interop' } })
+        assert.equal(granted.status, 201, granted.text)
+        const told = await buyer.pay(`${url}/paid`, '0.05')
+        assert.equal(told.code, 0, told.stderr)
+    })
+
+    test('what is free is not paid, and free in every tier', async () => {
+        const buyer = await machine(server, { chain, usdc: 5_000_000, credits: 0, settings: { OTONIX_PAY_ESSENTIAL: '[]' } })
         const told = await buyer.pay(`${(await shop()).url}/free`, '0.05')
         assert.equal(told.code, 0, told.stderr)
         assert.deepEqual(JSON.parse(told.stdout), { free: true })

@@ -192,7 +192,8 @@ fn the_tier_decides_who_may_be_paid() {
     let mut rules = rules();
     rules.hosts = vec!["*".to_owned()];
     let topup = "https://otonix.example/api/agents/a1/topup";
-    let may = |tier, url: &str, asker| rules.may_ask(&Ask { tier, asker, ..ask(url) }).is_ok();
+    let may = |tier, url: &str, asker| rules.may_pay(&Ask { tier, asker, ..ask(url) }).is_ok();
+    assert_eq!(rules.may_ask(&Ask { tier: SurvivalTier::Terminated, ..ask(SHOP) }), Ok(()), "it may be free");
     for asker in [Asker::Agent, Asker::Owner] {
         for tier in [SurvivalTier::Full, SurvivalTier::Conservation] {
             assert!(may(tier, SHOP, asker));
