@@ -38,6 +38,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// How often what waits is sent again.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
+/// A number of the settling account as old as this is asked for again.
+const COUNT_AGE: Duration = Duration::from_secs(3);
 /// After this a transaction that is in no block gets a dearer one beside it.
 const BUMP_AFTER: i64 = 20;
 /// Between two looks at one claim.
@@ -54,6 +56,8 @@ struct Settling {
     app: Arc<App>,
     parts: Arc<Payments>,
     followed: Arc<Mutex<HashSet<Uuid>>>,
+    /// The settling account's next number by the chain, and when that was.
+    counted: Arc<Mutex<Option<(u64, Instant)>>>,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
@@ -65,6 +69,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
         app: Arc::clone(app),
         parts: Arc::clone(parts),
         followed: Arc::default(),
+        counted: Arc::default(),
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
@@ -76,12 +81,14 @@ impl Settling {
         let mut lease: Option<(Held, Instant)> = None;
         let mut renewed: Option<Instant> = None;
         let mut kept = Instant::now();
+        let mut polled = Instant::now();
         loop {
-            tokio::select! {
+            let told = tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = self.parts.claimed.notified() => {}
-                () = sleep(LOOK_EVERY) => {}
-            }
+                () = self.parts.claimed.notified() => true,
+                () = sleep(LOOK_EVERY) => false,
+            };
+            let fresh = self.parts.fresh();
             let mut all = false;
             if renewed.is_none_or(|at| at.elapsed() >= RENEW_EVERY) {
                 match hold(&self.app, LEASE).await {
@@ -96,7 +103,13 @@ impl Settling {
                 lease = None;
                 continue;
             }
-            if let Err(error) = self.step(held, all).await {
+            // Other replicas' claims are in the database only.
+            let due = polled.elapsed() >= LOOK_EVERY;
+            let fresh = if told && !due && !fresh.is_empty() { Some(fresh) } else { None };
+            if fresh.is_none() {
+                polled = Instant::now();
+            }
+            if let Err(error) = self.step(held, fresh, all).await {
                 tracing::debug!(%error, "settling waits");
             }
             if kept.elapsed() >= KEEP_EVERY {
@@ -120,7 +133,8 @@ impl Settling {
         Ok(found)
     }
 
-    async fn step(&self, held: Held, all: bool) -> Result<(), Error> {
+    /// One round: claims that were handed over, else those that the database has.
+    async fn step(&self, held: Held, fresh: Option<Vec<Payment>>, all: bool) -> Result<(), Error> {
         if self.followed.lock().len() >= MAX_FOLLOWED {
             return Ok(());
         }
@@ -135,7 +149,10 @@ impl Settling {
                 self.follow(claim, sent);
             }
         }
-        let claims = self.claims("claimed").await?;
+        let claims = match fresh {
+            Some(fresh) => fresh,
+            None => self.claims("claimed").await?,
+        };
         if claims.is_empty() {
             return Ok(());
         }
@@ -166,8 +183,7 @@ impl Settling {
     ) -> Result<HashMap<Uuid, Settlement>, Error> {
         let (parts, key) = (Arc::clone(&self.parts), Arc::clone(key));
         let fees = parts.chain.fees().await.map_err(away)?;
-        let count = parts.chain.rpc().transaction_count(key.address(), At::Latest).await;
-        let count = count.map_err(|error| away(error.into()))?;
+        let count = self.account_number(&key, COUNT_AGE).await?;
         let (claims, replica) = (claims.to_vec(), self.app.replica);
         let max_fee = fees.base_fee.saturating_mul(2).saturating_add(fees.priority_fee);
         let done = self.app.writer.apply(Target::Shared, move |tx| {
@@ -200,6 +216,21 @@ impl Settling {
             })
         });
         done.await
+    }
+
+    /// The chain's next number of the key's account, as it was at most so long ago. The queue's own numbers go on from
+    /// the highest that was given out, so an old one can only be too low.
+    async fn account_number(&self, key: &Wallet, most: Duration) -> Result<u64, Error> {
+        if let Some((count, at)) = *self.counted.lock()
+            && at.elapsed() < most
+        {
+            return Ok(count);
+        }
+        let asked = Instant::now();
+        let count = self.parts.chain.rpc().transaction_count(key.address(), At::Latest).await;
+        let count = count.map_err(|error| away(error.into()))?;
+        *self.counted.lock() = Some((count, asked));
+        Ok(count)
     }
 
     fn follow(&self, claim: Payment, sent: Vec<Settlement>) {
@@ -335,8 +366,7 @@ impl Settling {
     /// Sends again what is in no block, and dearer when it has waited for long: no number of the account may stay open.
     async fn keep(&self, held: Held) -> Result<(), Error> {
         let Settler::Key(key) = &self.parts.settler else { return Ok(()) };
-        let count = self.parts.chain.rpc().transaction_count(key.address(), At::Latest).await;
-        let count = count.map_err(|error| away(error.into()))?;
+        let count = self.account_number(key, Duration::ZERO).await?;
         let (chain, signer) = (chain_column(&self.parts), signer_text(key.address()));
         let from = i64::try_from(count).unwrap_or(i64::MAX);
         let rows = self.app.db.read(move |conn| {

@@ -117,6 +117,10 @@ const MATRIX: &[Line] = &[
     line("POST", "/api/compute-logs", usage, anyone(201), any_key(201)),
     line("GET", "/api/transactions", none, anyone(200), anyone(200)),
     line("POST", "/api/transactions", transaction, anyone(201), any_key(201)),
+    line("POST", "/api/agents/{agent}/topup", topup, anyone(503), anyone(503)),
+    line("GET", "/api/orders", none, any_key(200), any_key(200)),
+    line("GET", "/api/refunds", none, any_key(200), any_key(200)),
+    line("POST", "/api/refunds/{number}/resolve", resolve, operator(404), operator(404)),
     line("GET", "/api/x402/config", none, public(200), public(200)),
     line("GET", "/api/vercel/status", none, public(200), public(200)),
     line("GET", "/api/vercel/payment-config", none, public(200), public(200)),
@@ -179,6 +183,14 @@ fn transaction() -> Value {
 
 fn check() -> Value {
     json!({"domain": "a.example"})
+}
+
+fn topup() -> Value {
+    json!({"amount": 1})
+}
+
+fn resolve() -> Value {
+    json!({"resolution": "dismissed"})
 }
 
 fn record() -> Value {

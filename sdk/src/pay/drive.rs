@@ -19,6 +19,9 @@ use crate::x402::{SettlementResponse, headers};
 const ENOUGH_TRIES: u32 = 4;
 /// The chain's time that must be past `validBefore` before "unused" is final, seconds.
 const PAST_VALIDITY_SECS: u64 = 12;
+/// How long one try may take, and the last one of a payment that is given up.
+const LONGEST_TRY: Duration = Duration::from_secs(120);
+const LAST_TRY: Duration = Duration::from_secs(30);
 /// Longest receipt that is kept, bytes.
 const MAX_RECEIPT: usize = 8 * 1024;
 
@@ -73,7 +76,11 @@ impl Tries {
     ) -> Result<bool, PayError> {
         let mut extra: Extra = inner.credentials(intent.asker);
         extra.push(header);
-        let answer = inner.http.send(&intent.request, &extra).await;
+        // The last try of a payment that is given up does not wait long.
+        let overdue = age(inner, intent) >= inner.config.tuning.undelivered;
+        let limit = if overdue { LAST_TRY } else { LONGEST_TRY };
+        let answer = tokio::time::timeout(limit, inner.http.send(&intent.request, &extra)).await;
+        let answer = answer.unwrap_or_else(|_| Err(HttpError::NoAnswer("it took too long".to_owned())));
         self.count += 1;
         let mut asked = None;
         match answer {
@@ -124,7 +131,7 @@ async fn exact(inner: &Arc<Inner>, intent: &Intent, tell: &watch::Sender<Told>) 
         match view {
             View::Used(tx_hash) => {
                 paid(inner, intent, tx_hash).await?;
-                if age(inner, intent) >= inner.config.tuning.undelivered {
+                if tries.count > 0 && age(inner, intent) >= inner.config.tuning.undelivered {
                     view = look(inner, intent, *nonce, *valid_before).await;
                     if let View::Used(tx_hash) = view {
                         return undelivered(inner, intent, tx_hash, &tries).await;

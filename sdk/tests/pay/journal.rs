@@ -85,6 +85,27 @@ async fn money_that_left_by_other_software_is_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_that_is_overdue_at_a_restart_is_tried_once_more() {
+    let mut world = World::with(1_000_000).await;
+    let offers = vec![offer(&world.chain, world.payee(), "10000")];
+    let seller = Seller::start(&world.chain, 2, offers, Manner::SettlesThen(500)).await;
+    world.tuning.undelivered = Duration::from_secs(600);
+    let client = world.client().await;
+    let fetched = client.fetch(post(&seller.url(), "{}")).await.expect("signed");
+    let copy = world.dir.path().join("copy");
+    copy_folder(&world.folder(), &copy);
+    drop(client);
+    let mut second = World { dir: tempfile::tempdir().expect("a folder"), ..world };
+    second.tuning.undelivered = Duration::ZERO;
+    copy_folder(&copy, &second.folder());
+    seller.be(Manner::SettlesThenOnce(500));
+    let client = second.client().await;
+    client.resume();
+    assert_eq!(over(&client, fetched.id).await, State::Settled, "the last try was delivered");
+    assert_eq!(second.moved().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_wallet_ends_the_payments_of_the_one_before() {
     let mut world = World::with(1_000_000).await;
     let offers = vec![offer(&world.chain, world.payee(), "10000")];

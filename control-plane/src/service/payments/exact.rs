@@ -224,7 +224,7 @@ pub async fn take(
             None => Err(order_or_key_taken(asked)),
         };
     }
-    parts.claimed.notify_one();
+    parts.hand_over(claim.clone());
     outcome(app, parts, claim).await
 }
 

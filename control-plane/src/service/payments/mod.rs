@@ -14,6 +14,7 @@ use otonix_sdk::chain::Hash;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::x402::{Presented, eip3009};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -62,9 +63,19 @@ pub struct Payments {
     order_key: [u8; 32],
     /// There is a new claim.
     pub claimed: Notify,
+    /// Claims made here that the settler has not seen; a shortcut, the database has them all.
+    fresh: Mutex<Vec<payments::Payment>>,
     /// Requests that wait for the end of a claim.
-    waiting: DashMap<Uuid, Arc<Notify>>,
+    waiting: DashMap<Uuid, Arc<Waiting>>,
     seats: Semaphore,
+}
+
+/// The end of a claim, for those who wait for it here.
+#[derive(Default)]
+struct Waiting {
+    notify: Notify,
+    /// What was sold, when it was this server that booked it.
+    sold: Mutex<Option<Sold>>,
 }
 
 /// What a route sells in one request, after everything but the payment was checked.
@@ -134,6 +145,7 @@ impl Payments {
             budgets: budget::Budgets::default(),
             order_key,
             claimed: Notify::new(),
+            fresh: Mutex::default(),
             waiting: DashMap::new(),
             seats: Semaphore::new(SEATS),
         })
@@ -207,14 +219,30 @@ impl Payments {
         })
     }
 
-    /// The end of a claim is known.
-    pub fn ended(&self, id: Uuid) {
-        if let Some((_, notify)) = self.waiting.remove(&id) {
-            notify.notify_waiters();
+    /// A claim was committed: the settler need not look for it.
+    pub fn hand_over(&self, claim: payments::Payment) {
+        let mut fresh = self.fresh.lock();
+        if fresh.len() < SEATS {
+            fresh.push(claim);
+        }
+        drop(fresh);
+        self.claimed.notify_one();
+    }
+
+    /// Claims made here since the last time.
+    pub fn fresh(&self) -> Vec<payments::Payment> {
+        std::mem::take(&mut *self.fresh.lock())
+    }
+
+    /// The end of a claim is known, and what was sold if it was booked here.
+    pub fn ended(&self, id: Uuid, sold: Option<Sold>) {
+        if let Some((_, waiting)) = self.waiting.remove(&id) {
+            *waiting.sold.lock() = sold;
+            waiting.notify.notify_waiters();
         }
     }
 
-    fn until_ended(&self, id: Uuid) -> Arc<Notify> {
+    fn until_ended(&self, id: Uuid) -> Arc<Waiting> {
         Arc::clone(&self.waiting.entry(id).or_default())
     }
 }
@@ -396,19 +424,19 @@ pub async fn outcome(app: &App, parts: &Payments, claim: payments::Payment) -> R
         if app.shared.is_draining() {
             until = until.min(Instant::now() + LOOK_EVERY);
         }
-        let notify = parts.until_ended(id);
-        let ended = notify.notified();
+        let waiting = parts.until_ended(id);
+        let ended = waiting.notify.notified();
         tokio::pin!(ended);
         ended.as_mut().enable();
         match claim.status.as_str() {
             "done" => {
-                parts.ended(id);
+                parts.ended(id, None);
                 let sold = sold(app, claim.order_hash).await?;
                 let sold = sold.ok_or_else(|| Error::internal("a payment ended without a sale"))?;
                 return Ok(paid(sold, version, parts.settings.chain_id));
             }
             "failed" => {
-                parts.ended(id);
+                parts.ended(id, None);
                 let why = claim.failure.unwrap_or_default();
                 return Err(
                     Refused::new(ErrorCode::PaymentFailed, format!("the payment failed: {why}")).into()
@@ -421,6 +449,9 @@ pub async fn outcome(app: &App, parts: &Payments, claim: payments::Payment) -> R
         }
         let next = Instant::now() + LOOK_EVERY;
         let _ = tokio::time::timeout_at(next.min(until), ended).await;
+        if let Some(sold) = waiting.sold.lock().clone() {
+            return Ok(paid(sold, version, parts.settings.chain_id));
+        }
         let found = app.db.read(move |conn| Box::pin(async move { payments::by_id(conn, id).await })).await;
         claim = match found {
             Ok(Some(found)) => found,

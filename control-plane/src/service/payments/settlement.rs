@@ -15,9 +15,10 @@ use otonix_sdk::wallet::{Gas, Signed, Wallet};
 use crate::app::App;
 use crate::error::Error;
 use crate::service::payments::book::{self, Arrived, SoldFor, signed};
-use crate::service::payments::goods::{self, Goods};
+use crate::service::payments::goods::{self, Answer, Goods};
 use crate::service::payments::order_id::{self, Order};
 use crate::service::payments::{Payments, chain_away};
+use crate::store::orders::Sold;
 use crate::store::payments::{self, Payment};
 use crate::store::writer::{Target, Tx};
 use crate::store::{agents, orders};
@@ -187,14 +188,23 @@ pub async fn grant(app: &App, parts: &Payments, payment: &Payment, arrived: &Arr
         key: None,
     };
     let spare = spare_order(parts, payment, app.clock.now().timestamp());
-    let (id, arrived) = (payment.id, arrived.clone());
+    let (id, payer, tx_hash) = (payment.id, arrived.from.to_string(), arrived.tx_hash);
+    let arrived = arrived.clone();
     let done = app
         .writer
         .apply(target, move |tx| Box::pin(async move { grant_in(tx, id, sold, spare, &arrived).await }));
     match done.await {
-        Ok(()) => {
+        Ok(answer) => {
             app.shared.metrics.payments_settled.inc();
-            parts.ended(payment.id);
+            let binding = payment.binding;
+            let sold = answer.map(|answer| Sold {
+                binding,
+                tx_hash,
+                payer,
+                status: answer.status,
+                answer: answer.body,
+            });
+            parts.ended(payment.id, sold);
             Ok(())
         }
         Err(Error::Conflict {
@@ -211,7 +221,7 @@ async fn grant_in(
     mut sold: SoldFor,
     spare: String,
     arrived: &Arrived,
-) -> Result<(), Error> {
+) -> Result<Option<Answer>, Error> {
     if let Some(agent) = sold.goods.agent() {
         agents::lock_state(tx, agent.uuid()).await?;
     }
@@ -222,10 +232,11 @@ async fn grant_in(
         sold.order_id = spare;
         payments::rename_order(tx, id, &sold.order_id, sold.order_hash).await?;
     }
+    // Whoever was faster has booked it.
     if !payments::end(tx, id, "done", None).await? {
-        return Ok(());
+        return Ok(None);
     }
-    book::sell_in(tx, &sold, arrived).await.map(|_| ())
+    book::sell_in(tx, &sold, arrived).await.map(Some)
 }
 
 /// An order of the same content, in case the claim's own was paid by someone else.
@@ -268,7 +279,7 @@ pub async fn fail(app: &App, parts: &Payments, payment: &Payment, why: &str) -> 
         // It cost gas, or a facilitator's patience.
         parts.budgets.failed_by(payer.bytes());
     }
-    parts.ended(payment.id);
+    parts.ended(payment.id, None);
     Ok(())
 }
 
