@@ -73,6 +73,8 @@ pub(crate) struct Keeper {
     path: PathBuf,
     current: watch::Sender<LocalStanding>,
     dirty: Notify,
+    /// When the server had said what was found on disk.
+    kept: Option<DateTime<Utc>>,
 }
 
 /// Writes down where an agent stands, before its first session: what its registration said.
@@ -157,7 +159,13 @@ impl Keeper {
         let thresholds = heard.map_or_else(Thresholds::default, |heard: Heard| heard.thresholds);
         let books = Books { heard, thresholds, interval, max_interval: None, unacked };
         let current = watch::Sender::new(books.local());
-        Self { books: Mutex::new(books), path, current, dirty: Notify::new() }
+        let kept = heard.map(|heard| heard.as_of);
+        Self { books: Mutex::new(books), path, current, dirty: Notify::new(), kept }
+    }
+
+    /// Whether the server has spoken in this life, or only in an earlier one.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.current.borrow().as_of != self.kept
     }
 
     pub(crate) fn current(&self) -> LocalStanding {

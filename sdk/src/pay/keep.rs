@@ -14,6 +14,8 @@ use crate::standing::SurvivalTier;
 
 /// How often to look, when nothing is heard.
 const LOOK: Duration = Duration::from_secs(15);
+/// How long a start waits for the server's word, before it buys by what it knew when it ended.
+const HEAR_FIRST: Duration = Duration::from_secs(20);
 /// How long a purchase may take to show in the balance before the next one is thought of.
 const SETTLE: Duration = Duration::from_secs(90);
 
@@ -69,6 +71,7 @@ pub(crate) async fn report(core: Arc<Core>, client: Client) {
 /// Buys credits when they fall below the bound, in every tier, for as long as the agent is not killed.
 pub(crate) async fn alive(core: Arc<Core>, client: Client, rules: TopupRules) {
     let mut standings = core.keeper.changes();
+    let began = Instant::now();
     let mut failures = 0;
     let mut quiet_until = Instant::now();
     // What the balance was before the last purchase, until it shows.
@@ -77,7 +80,8 @@ pub(crate) async fn alive(core: Arc<Core>, client: Client, rules: TopupRules) {
         standings.borrow_and_update();
         let standing = core.keeper.current();
         let tier = if standing.killed { SurvivalTier::Terminated } else { standing.survival_tier };
-        let due = topup::is_due(&rules, standing.credits, standing.known) && !standing.killed;
+        let heard = core.keeper.is_heard() || began.elapsed() >= HEAR_FIRST;
+        let due = heard && topup::is_due(&rules, standing.credits, standing.known) && !standing.killed;
         if before.is_some_and(|before| standing.credits > before) {
             before = None;
             quiet_until = Instant::now();

@@ -382,6 +382,16 @@ describe('the control plane is paid by the daemon', { concurrency: 5 }, () => {
         assert.deepEqual((await paid(buyer.address)).map(each => each.amount), [1_000_000])
     })
 
+    test('a daemon that starts with an old standing hears the server before it buys', async () => {
+        // Registered with nothing, and given 100 USDC of credits while no daemon ran.
+        const buyer = await machine(server, { chain, usdc: 25_000_000 })
+        await buyer.run()
+        await until('it has heard', 30_000, async () => (await buyer.local('GET', '/v1/status')).body.credits === 100)
+        await sleep(2_000)
+        assert.deepEqual(await paid(buyer.address), [])
+        await buyer.stop()
+    })
+
     for (const settle of ['none', 'key']) {
         test(`a daemon with USDC keeps its agent alive, also from terminated (${settle === 'none' ? 'orders' : 'exact'})`, { timeout: 120_000 }, async () => {
             const own = await startServer({ chain, settle, flags: ['--funding-grace', '1'] })
