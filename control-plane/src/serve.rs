@@ -38,6 +38,8 @@ const FLUSH_TIME: Duration = Duration::from_secs(5);
 /// What keeps the server from starting.
 pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let prices = settings.prices()?;
+    // Whatever is made from here on is for this user alone, the database's own files too.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     make_dir(&settings.data_dir)?;
     let _lock = lock_embedded(&settings)?;
     let listen_file = settings.data_dir.join("listen");

@@ -151,6 +151,8 @@ fn is_final(error: &Error) -> bool {
         StatusCode::UNAUTHORIZED,
         StatusCode::PAYMENT_REQUIRED,
         StatusCode::REQUEST_TIMEOUT,
+        // Mended by a header, which is no part of what a key stands for.
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
         StatusCode::TOO_MANY_REQUESTS,
     ];
     status.is_client_error() && !passing.contains(&status)

@@ -309,6 +309,9 @@ fn field_error(path: &str, why: &str) -> Error {
     // serde ends its messages with the position in the text.
     let why = why.split(" at line ").next().unwrap_or(why);
     let missing = why.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+    if let Some(field) = why.strip_prefix("duplicate field `").and_then(|rest| rest.split('`').next()) {
+        return Error::invalid(field, "is there twice");
+    }
     match missing {
         Some(field) if path == "." => Error::invalid(field, "is needed"),
         Some(field) => Error::invalid(&format!("{path}.{field}"), "is needed"),
@@ -328,6 +331,7 @@ mod tests {
             (r#"{"amount": 0, "reason": "x"}"#, "amount"),
             (r#"{"amount": 1e400, "reason": "x"}"#, "amount"),
             (r#"{"amount": 1, "reason": 5}"#, "reason"),
+            (r#"{"amount": 1, "reason": "x", "amount": 2}"#, "amount"),
         ] {
             match parse::<Grant>(body.as_bytes()) {
                 Err(Error::Invalid { field: named, .. }) => assert_eq!(named, field, "{body}"),

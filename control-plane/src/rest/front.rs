@@ -134,9 +134,11 @@ impl Front {
             .extensions()
             .get::<Peer>()
             .is_some_and(|peer| peer.addr.ip().to_canonical().is_loopback());
-        let host = headers.get(HOST).map(HeaderValue::as_bytes);
-        let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str().as_bytes()));
-        let local_host = host.is_some_and(|host| is_local_host(&String::from_utf8_lossy(host)));
+        let named = headers.get(HOST).map(HeaderValue::as_bytes).into_iter();
+        let target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+        let mut hosts =
+            named.chain(target).map(|host| is_local_host(&String::from_utf8_lossy(host))).peekable();
+        let local_host = hosts.peek().is_some() && hosts.all(|local| local);
         let foreign_origin = headers.get(ORIGIN).is_some_and(|origin| !is_local_origin(origin));
         if local_peer && local_host && !foreign_origin && !is_proxied(headers) {
             return Ok(());

@@ -64,6 +64,9 @@ pub(crate) async fn linked_agent(
     if caller.principal != Principal::Operator && !caller.owns(Some(state.owner.uuid()), Some(id.uuid())) {
         return Err(Error::unknown_link("agentId"));
     }
+    if state.killed {
+        return Err(Error::agent_killed(id.uuid()));
+    }
     Ok(Some(state))
 }
 

@@ -29,9 +29,20 @@ struct Chooser {
     on_rest: bool,
     limit: u32,
     last: Transport,
+    /// Times that gRPC was tried again from REST, in vain.
+    probes: u32,
 }
 
+/// The first try of gRPC from REST comes after the configured time divided by two so often, and each later one takes
+/// twice as long: after a server's restart the fallback is short, behind a network without HTTP/2 tries are rare.
+const PROBE_DOUBLINGS: u32 = 4;
+
 impl Chooser {
+    /// How long to stay on REST before gRPC is tried again.
+    fn stay(&self, longest: Duration) -> Duration {
+        longest / 2_u32.pow(PROBE_DOUBLINGS.saturating_sub(self.probes))
+    }
+
     fn next(&mut self) -> Transport {
         let choice = match self.wanted {
             Transport::Grpc => Transport::Grpc,
@@ -49,6 +60,7 @@ impl Chooser {
         match (self.last, end) {
             (Transport::Rest, End::Probe) => {
                 self.failures = self.limit.saturating_sub(1);
+                self.probes = self.probes.saturating_add(1);
                 self.on_rest = true;
             }
             (Transport::Rest, End::Lost { welcomed, .. }) => self.on_rest = *welcomed,
@@ -56,6 +68,7 @@ impl Chooser {
             (_, End::Lost { welcomed: false, .. }) => self.failures = self.failures.saturating_add(1),
             (_, _) => {
                 self.failures = 0;
+                self.probes = 0;
                 self.on_rest = false;
             }
         }
@@ -105,14 +118,15 @@ pub(crate) async fn run(core: Arc<Core>) {
         on_rest: false,
         limit: tuning.grpc_failures,
         last: Transport::Auto,
+        probes: 0,
     };
     let mut acked = core.spool.view().acked;
     while !core.stop.is_cancelled() {
         let started = Instant::now();
         let end = match chooser.next() {
             Transport::Rest => {
-                let probe = (core.config.transport == Transport::Auto)
-                    .then(|| tuning.grpc_probe + upto(tuning.grpc_probe / 4));
+                let stay = chooser.stay(tuning.grpc_probe);
+                let probe = (core.config.transport == Transport::Auto).then(|| stay + upto(stay / 4));
                 rest::run(&core, probe).await
             }
             Transport::Auto | Transport::Grpc => session::run(&core).await,
@@ -209,7 +223,7 @@ mod tests {
     use super::*;
 
     fn chooser(wanted: Transport) -> Chooser {
-        Chooser { wanted, failures: 0, on_rest: false, limit: 3, last: Transport::Auto }
+        Chooser { wanted, failures: 0, on_rest: false, limit: 3, last: Transport::Auto, probes: 0 }
     }
 
     #[test]
@@ -235,6 +249,28 @@ mod tests {
         assert_eq!(chooser.next(), Transport::Grpc);
         chooser.ended(&End::lost("cut", true));
         assert_eq!(chooser.next(), Transport::Grpc);
+    }
+
+    #[test]
+    fn grpc_is_tried_soon_and_then_more_and_more_rarely() {
+        let longest = Duration::from_secs(240);
+        let mut chooser = chooser(Transport::Auto);
+        chooser.failures = 3;
+        let mut stays = Vec::new();
+        for _ in 0..6 {
+            assert_eq!(chooser.next(), Transport::Rest);
+            stays.push(chooser.stay(longest).as_secs());
+            chooser.ended(&End::Probe);
+            assert_eq!(chooser.next(), Transport::Grpc);
+            chooser.ended(&End::lost("refused", false));
+        }
+        assert_eq!(stays, [15, 30, 60, 120, 240, 240]);
+        chooser.ended(&End::lost("cut", true));
+        assert_eq!(chooser.next(), Transport::Rest);
+        chooser.ended(&End::Probe);
+        assert_eq!(chooser.next(), Transport::Grpc);
+        chooser.ended(&End::lost("cut", true));
+        assert_eq!(chooser.stay(longest).as_secs(), 15, "a session over gRPC worked");
     }
 
     #[test]
