@@ -128,8 +128,7 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
     let (progress, progresses) = watch::channel(Instant::now());
     let process = watch::Sender::new(ProcessStatus::default());
     let launch = launch(&config, &state_dir, account.clone())?;
-    let owner_token =
-        local_api::pay::write_owner_token(&state_dir).context("failed to write the owner's token")?;
+    let owner_token = local_api::pay::write_owner_token(&state_dir);
     let shared = Shared::new(Parts {
         agent,
         config,

@@ -60,14 +60,18 @@ pub struct PayRequest {
     pub idempotency_key: Option<String>,
 }
 
-/// Writes a new owner's token.
-///
-/// # Errors
-/// What the disk says.
-pub fn write_owner_token(state_dir: &Path) -> std::io::Result<String> {
+/// Writes a new owner's token. Without room on the disk the last one stays; without one nobody is the owner, and the
+/// daemon starts all the same.
+pub fn write_owner_token(state_dir: &Path) -> String {
     let token = otonix_sdk::wallet::random_passphrase().expose().to_owned();
-    files::write_private(&state_dir.join(OWNER_TOKEN), token.as_bytes())?;
-    Ok(token)
+    let path = state_dir.join(OWNER_TOKEN);
+    match files::write_private(&path, token.as_bytes()) {
+        Ok(()) => token,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "failed to write a new owner's token");
+            std::fs::read_to_string(&path).unwrap_or_default()
+        }
+    }
 }
 
 fn bad(detail: impl Into<String>) -> Refusal {

@@ -265,7 +265,6 @@ mod tests {
             chooser.ended(&End::lost("refused", false));
         }
         assert_eq!(stays, [15, 30, 60, 120, 240, 240]);
-        chooser.ended(&End::lost("cut", true));
         assert_eq!(chooser.next(), Transport::Rest);
         chooser.ended(&End::Probe);
         assert_eq!(chooser.next(), Transport::Grpc);
