@@ -181,18 +181,10 @@ async fn moved(
             }));
         }
         let index = known.receipt.logs.iter().position(|other| other.log_index == log.log_index);
-        let (Some(index), Some(amount)) = (index, goods::micros(transfer.value)) else { return Ok(None) };
-        moved.push(Arrived {
-            chain: parts.settings.chain_id,
-            tx_hash: transfer.tx_hash.0,
-            log_index: index as u64,
-            block_number: transfer.block_number,
-            block_hash: transfer.block_hash.0,
-            block_time: known.block.timestamp,
-            from: transfer.from,
-            to: transfer.to,
-            amount,
-        });
+        let arrived =
+            index.and_then(|index| Arrived::of(parts.settings.chain_id, index, &transfer, &known.block));
+        let Some(arrived) = arrived else { return Ok(None) };
+        moved.push(arrived);
     }
     Ok(Some((last, moved)))
 }

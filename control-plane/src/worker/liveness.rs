@@ -25,8 +25,6 @@ const MISSED: i64 = 3;
 /// Passes come every few seconds; after such a gap the process was frozen, or its database said nothing. Less than
 /// two of the shortest intervals, so that a beat lost in it is never the third.
 const STALLED: Duration = Duration::from_secs(8);
-/// A clock that moves this much against the steady one was set.
-const MAX_JUMP_SECS: f64 = 5.0;
 
 /// The sweep, and what it knows of the clock.
 #[derive(Debug, Default)]
@@ -50,7 +48,7 @@ impl Liveness {
             app.shared.hear_from_now();
         }
         self.passed = Some(Instant::now());
-        if self.clock.is_some_and(|clock| clock.jump_secs(now) > MAX_JUMP_SECS) {
+        if self.clock.is_some_and(|clock| clock.has_jumped(now)) {
             tracing::warn!("the clock jumped; silence is counted anew");
             app.shared.hear_from_now();
         }

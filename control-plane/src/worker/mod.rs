@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt as _;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -127,6 +127,9 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     }
 }
 
+/// A clock that moves this much against the steady one was set.
+const MAX_JUMP: TimeDelta = TimeDelta::seconds(5);
+
 /// Two clocks read together: one that can be set, one that cannot.
 #[derive(Debug, Clone, Copy)]
 pub struct ClockPair {
@@ -145,10 +148,9 @@ impl ClockPair {
         Self { wall, ..self }
     }
 
-    /// By how much the first has jumped since, seconds.
-    pub fn jump_secs(self, wall: DateTime<Utc>) -> f64 {
-        let passed = self.steady.elapsed().as_secs_f64();
-        let shown = (wall - self.wall).num_milliseconds() as f64 / 1000.0;
-        (shown - passed).abs()
+    /// Whether the first was set since: it has moved otherwise than the steady one.
+    pub fn has_jumped(self, wall: DateTime<Utc>) -> bool {
+        let passed = TimeDelta::from_std(self.steady.elapsed()).unwrap_or(TimeDelta::MAX);
+        ((wall - self.wall) - passed).abs() > MAX_JUMP
     }
 }

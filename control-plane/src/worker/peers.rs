@@ -25,8 +25,6 @@ const REFRESHED: usize = 2_000;
 const OVERLAP_SECS: i64 = 30;
 /// Agents with waiting commands of one poll.
 const MAX_WAITING: i64 = 5_000;
-/// A database clock that moves this much against ours means that one of them was set.
-const MAX_JUMP_SECS: f64 = 5.0;
 
 /// Starts hearing and looking.
 pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
@@ -124,8 +122,7 @@ impl Poll {
     fn watch_clock(&mut self, app: &App, database: DateTime<Utc>) {
         let now = app.clock.now();
         if let Some((ours, database_before)) = self.clocks
-            && (ours.jump_secs(now) > MAX_JUMP_SECS
-                || ours.with_wall(database_before).jump_secs(database) > MAX_JUMP_SECS)
+            && (ours.has_jumped(now) || ours.with_wall(database_before).has_jumped(database))
         {
             tracing::warn!("a clock jumped; silence is counted anew");
             app.shared.hear_from_now();

@@ -1,9 +1,11 @@
 //! Booking a payment: one transaction takes the transfer for its one use, delivers, writes the ledger, and keeps the
 //! answer. It either happens whole or not at all, and never twice.
 
+use chrono::{DateTime, Utc};
 use otonix_sdk::api::payments::PaymentReceipt;
 use otonix_sdk::api::records::Transaction;
-use otonix_sdk::chain::EvmAddress;
+use otonix_sdk::chain::usdc::TransferLog;
+use otonix_sdk::chain::{Block, EvmAddress};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, TransactionId};
 use otonix_sdk::money::MicroUsd;
@@ -50,6 +52,37 @@ pub fn signed(number: u64) -> i64 {
 }
 
 impl Arrived {
+    /// A transfer as a transaction's receipt shows it, at its place `index` there; none when it is more than there is.
+    pub fn of(chain: u64, index: usize, log: &TransferLog, block: &Block) -> Option<Self> {
+        Some(Self {
+            chain,
+            tx_hash: log.tx_hash.0,
+            log_index: index as u64,
+            block_number: block.number,
+            block_hash: block.hash.0,
+            block_time: block.timestamp,
+            from: log.from,
+            to: log.to,
+            amount: goods::micros(log.value)?,
+        })
+    }
+
+    /// The receipt that the payer gets.
+    pub fn receipt(&self, order_id: &str, resource: &str, scheme: &str, at: DateTime<Utc>) -> PaymentReceipt {
+        PaymentReceipt {
+            order_id: order_id.to_owned(),
+            resource: resource.to_owned(),
+            amount: self.amount,
+            currency: "USDC".to_owned(),
+            network: caip2(self.chain),
+            payer: self.from.to_string(),
+            pay_to: self.to.to_string(),
+            tx_hash: self.hash_text(),
+            scheme: scheme.to_owned(),
+            settled_at: at,
+        }
+    }
+
     /// The row of this transfer, used so.
     pub fn row(&self, kind: &str, agent: Uuid, sale: Uuid) -> Receipt {
         Receipt {
@@ -139,18 +172,7 @@ pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<A
         }
         from = ledger::UNMATCHED;
     }
-    let receipt = PaymentReceipt {
-        order_id: sold.order_id.clone(),
-        resource: sold.resource.clone(),
-        amount: arrived.amount,
-        currency: "USDC".to_owned(),
-        network: caip2(arrived.chain),
-        payer: arrived.from.to_string(),
-        pay_to: arrived.to.to_string(),
-        tx_hash: arrived.hash_text(),
-        scheme: sold.scheme.to_owned(),
-        settled_at: tx.at,
-    };
+    let receipt = arrived.receipt(&sold.order_id, &sold.resource, sold.scheme, tx.at);
     let (answer, status, owner) = match goods::deliver(tx, &sold.goods, &receipt, from, sale).await? {
         Delivered::Done { answer, owner } => (answer, "delivered", owner),
         Delivered::Impossible { code, detail, owner } => {

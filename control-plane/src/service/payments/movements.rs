@@ -1,10 +1,8 @@
 //! Money that moved without a sale: deposits from agents' own wallets, what came from nobody known, what the operator
 //! took out; and payments that left the chain again.
 
-use otonix_sdk::api::payments::PaymentReceipt;
 use otonix_sdk::ids::AgentId;
 use otonix_sdk::money::MicroUsd;
-use otonix_sdk::x402::network::caip2;
 use uuid::Uuid;
 
 use crate::error::Error;
@@ -39,18 +37,7 @@ pub async fn deposit_in(tx: &mut Tx, arrived: &Arrived) -> Result<bool, Error> {
     }
     state.funded = true;
     ledger::move_credits(tx, &mut state, "deposit", ledger::TREASURY, arrived.amount, reference).await?;
-    let receipt = PaymentReceipt {
-        order_id: String::new(),
-        resource: "deposit".to_owned(),
-        amount: arrived.amount,
-        currency: "USDC".to_owned(),
-        network: caip2(arrived.chain),
-        payer: arrived.from.to_string(),
-        pay_to: arrived.to.to_string(),
-        tx_hash: arrived.hash_text(),
-        scheme: "deposit".to_owned(),
-        settled_at: tx.at,
-    };
+    let receipt = arrived.receipt("", "deposit", "deposit", tx.at);
     record(tx, &receipt, "deposit", Uuid::nil(), agent, owner).await?;
     Ok(true)
 }

@@ -16,7 +16,7 @@ use crate::auth::Principal;
 use crate::error::Error;
 use crate::service::payments::book::{self, Arrived, SoldFor};
 use crate::service::payments::order_id::{self, Order};
-use crate::service::payments::{Asked, PATIENCE, Paid, Payments, Refused, Sale, Stop, goods, signed_by};
+use crate::service::payments::{Asked, PATIENCE, Paid, Payments, Refused, Sale, Stop, signed_by};
 use crate::store::agents;
 use crate::store::writer::Target;
 use crate::upstream::chain::{Mined, Seen};
@@ -207,22 +207,11 @@ fn check_transfer(
     if mined.block.timestamp > order.until() {
         return refuse(ErrorCode::PaymentExpired, "the order had expired when it was paid");
     }
-    let amount = goods::micros(log.value);
-    let Some(amount) = amount.filter(|amount| is_enough(*amount, order.price)) else {
-        return refuse(ErrorCode::PaymentInsufficient, "the transfer is smaller than the price");
-    };
-    let arrived = Arrived {
-        chain: order.chain,
-        tx_hash: log.tx_hash.0,
-        log_index: index as u64,
-        block_number: mined.block.number,
-        block_hash: mined.block.hash.0,
-        block_time: mined.block.timestamp,
-        from: log.from,
-        to: log.to,
-        amount,
-    };
-    Ok((arrived, call))
+    let arrived = Arrived::of(order.chain, index, &log, &mined.block);
+    match arrived.filter(|arrived| is_enough(arrived.amount, order.price)) {
+        Some(arrived) => Ok((arrived, call)),
+        None => refuse(ErrorCode::PaymentInsufficient, "the transfer is smaller than the price"),
+    }
 }
 
 fn is_enough(amount: MicroUsd, price: u64) -> bool {

@@ -15,7 +15,7 @@ use otonix_sdk::wallet::{Gas, Signed, Wallet};
 use crate::app::App;
 use crate::error::Error;
 use crate::service::payments::book::{self, Arrived, SoldFor, signed};
-use crate::service::payments::goods::{self, Answer, Goods};
+use crate::service::payments::goods::{Answer, Goods};
 use crate::service::payments::order_id::{self, Order};
 use crate::service::payments::{Payments, chain_away};
 use crate::store::orders::Sold;
@@ -80,31 +80,26 @@ pub fn sign(
     Ok(key.sign_settlement(&gas, asset, &authorization, &payment.signature, payment.by_contract))
 }
 
-/// Finds a claim's transfer in a transaction: the transfer and the use of the payer's nonce in one.
-fn arrived_in(parts: &Payments, payment: &TransferAuthorization, mined: &Mined) -> Option<Arrived> {
-    let asset = parts.settings.asset;
+/// Finds a claim's transfer in a transaction: the token notes the use of the payer's nonce and then moves the money, so
+/// that of several alike in one transaction each belongs to its own nonce.
+fn arrived_in(
+    chain: u64,
+    asset: EvmAddress,
+    payment: &TransferAuthorization,
+    mined: &Mined,
+) -> Option<Arrived> {
     let receipt = &mined.receipt;
-    let used = receipt.logs.iter().filter(|log| log.address == asset);
-    let used =
-        used.filter_map(usdc::read_authorization_used).any(|use_of| use_of == (payment.from, payment.nonce));
-    if !used || !receipt.success {
+    if !receipt.success {
         return None;
     }
-    let logs = receipt.logs.iter().enumerate().filter(|(_, log)| log.address == asset);
-    let mut logs = logs.filter_map(|(index, log)| Some((index, usdc::read_transfer_log(log)?)));
-    let (index, log) =
-        logs.find(|(_, log)| log.from == payment.from && log.to == payment.to && log.value == payment.value)?;
-    Some(Arrived {
-        chain: parts.settings.chain_id,
-        tx_hash: log.tx_hash.0,
-        log_index: index as u64,
-        block_number: mined.block.number,
-        block_hash: mined.block.hash.0,
-        block_time: mined.block.timestamp,
-        from: log.from,
-        to: log.to,
-        amount: goods::micros(log.value)?,
-    })
+    let mut logs = receipt.logs.iter().enumerate().filter(|(_, log)| log.address == asset);
+    logs.find(|(_, log)| usdc::read_authorization_used(log) == Some((payment.from, payment.nonce)))?;
+    let (index, log) = logs.find_map(|(index, log)| {
+        let log = usdc::read_transfer_log(log)?;
+        let is_it = log.from == payment.from && log.to == payment.to && log.value == payment.value;
+        is_it.then_some((index, log))
+    })?;
+    Arrived::of(chain, index, &log, &mined.block)
 }
 
 /// Looks for the transaction that carried a claim out, among those that are known to have been sent.
@@ -119,7 +114,7 @@ pub async fn look(
     let mut reverted = false;
     for hash in sent.iter().rev() {
         let Some(mined) = parts.chain.mined(*hash).await? else { continue };
-        if let Some(arrived) = arrived_in(parts, payment, &mined) {
+        if let Some(arrived) = arrived_in(parts.settings.chain_id, parts.settings.asset, payment, &mined) {
             return deep_enough(parts, arrived).await;
         }
         reverted |= !mined.receipt.success;
@@ -162,7 +157,7 @@ pub async fn search(
         let ended = head.timestamp >= payment.valid_before.saturating_add(ENDED_BY_CHAIN_SECS);
         return Ok(if ended { Found::Dead("its nonce was cancelled") } else { Found::Open });
     };
-    match arrived_in(parts, payment, &mined) {
+    match arrived_in(parts.settings.chain_id, parts.settings.asset, payment, &mined) {
         Some(arrived) => deep_enough(parts, arrived).await,
         None => Ok(Found::Dead("its nonce was used for another transfer")),
     }
@@ -313,4 +308,72 @@ pub fn signer_text(address: EvmAddress) -> String {
 /// The chain's id as rows have it.
 pub fn chain_column(parts: &Payments) -> i64 {
     signed(parts.settings.chain_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use otonix_sdk::chain::{Block, Log, Receipt};
+
+    use super::*;
+
+    const ASSET: EvmAddress = EvmAddress::from_bytes([9; 20]);
+    const PAYER: EvmAddress = EvmAddress::from_bytes([1; 20]);
+    const TREASURY: EvmAddress = EvmAddress::from_bytes([2; 20]);
+
+    fn word(address: EvmAddress) -> Hash {
+        let mut word = [0; 32];
+        word[12..].copy_from_slice(&address.bytes());
+        Hash(word)
+    }
+
+    fn log(topics: Vec<Hash>, data: Vec<u8>) -> Log {
+        let (block_hash, tx_hash) = (Hash([5; 32]), Hash([6; 32]));
+        Log { address: ASSET, topics, data, block_number: 7, block_hash, tx_hash, log_index: 40 }
+    }
+
+    fn used(nonce: u8) -> Log {
+        log(vec![usdc::AUTHORIZATION_USED_TOPIC, word(PAYER), Hash([nonce; 32])], Vec::new())
+    }
+
+    fn moved(value: u8) -> Log {
+        let mut data = vec![0; 32];
+        data[31] = value;
+        log(vec![usdc::TRANSFER_TOPIC, word(PAYER), word(TREASURY)], data)
+    }
+
+    fn mined(success: bool, logs: Vec<Log>) -> Mined {
+        let (number, hash) = (7, Hash([5; 32]));
+        let receipt = Receipt {
+            tx_hash: Hash([6; 32]),
+            success,
+            from: PAYER,
+            to: Some(ASSET),
+            block_number: number,
+            block_hash: hash,
+            gas_used: 0,
+            logs,
+        };
+        Mined { receipt, block: Block { number, hash, parent: Hash([4; 32]), timestamp: 100, base_fee: 0 } }
+    }
+
+    fn at(nonce: u8, mined: &Mined) -> Option<u64> {
+        let payment = TransferAuthorization {
+            from: PAYER,
+            to: TREASURY,
+            value: 3,
+            valid_after: 0,
+            valid_before: 1000,
+            nonce: [nonce; 32],
+        };
+        arrived_in(8453, ASSET, &payment, mined).map(|arrived| arrived.log_index)
+    }
+
+    #[test]
+    fn of_equal_payments_in_one_transaction_each_has_its_own_transfer() {
+        let both = mined(true, vec![used(1), moved(3), used(2), moved(3)]);
+        assert_eq!((at(1, &both), at(2, &both), at(3, &both)), (Some(1), Some(3), None));
+        assert_eq!(at(1, &mined(false, both.receipt.logs.clone())), None);
+        assert_eq!(at(1, &mined(true, vec![moved(3), used(1)])), None, "a transfer of its own before it");
+        assert_eq!(at(1, &mined(true, vec![used(1), moved(4)])), None, "another amount");
+    }
 }
