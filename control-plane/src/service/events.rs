@@ -183,7 +183,7 @@ pub async fn post(
             "the events must be numbered without gaps, in order",
         ));
     }
-    let stream = StreamRef { epoch: body.epoch, session: None, next_seq: Some(body.next_seq) };
+    let stream = StreamRef { epoch: body.epoch, session: None, next_seq: Some(body.next_seq), seen: None };
     let done = store(app, &state, stream, events).await?;
     let commands = commands::deliver(app, agent.uuid()).await?;
     let state = done.state.unwrap_or(state);
