@@ -157,7 +157,7 @@ pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO payments (id, chain, asset, from_address, nonce, status, x402_version, order_hash, \
         order_id, binding, resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, \
         valid_after, valid_before, signature, by_contract, facilitator_body, from_block, created_at) \
-        VALUES ($1, $2, $3, $4, $5, 'claimed', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
+        VALUES ($1, $2, $3, $4, $5, $25, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
         $20, $21, $22, $23, $24) ON CONFLICT DO NOTHING";
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(payment.id)
@@ -184,6 +184,7 @@ pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
         .bind(&payment.facilitator_body)
         .bind(payment.from_block)
         .bind(payment.created_at)
+        .bind(&payment.status)
         .execute(c)
         .await?
         .rows_affected());
