@@ -67,20 +67,30 @@ pub struct LocalApi {
     peers: Peers,
 }
 
+/// Whether a socket is there already.
+///
+/// # Errors
+/// A sentence for people when none can be bound there.
+pub fn check_path(path: &Path) -> anyhow::Result<bool> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        bail!("{} is too long for a socket; use a shorter --state-dir", path.display());
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => Ok(true),
+        Ok(_) => bail!("{} is in the way: it is not a socket", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("failed to look at {}", path.display())),
+    }
+}
+
 impl LocalApi {
     /// Binds the socket, in place of one that an earlier life left. Call it while holding the state directory's lock.
     ///
     /// # Errors
     /// A sentence for people: the path is too long, is something else than a socket, or cannot be written.
     pub fn bind(path: &Path, account: Option<&Account>) -> anyhow::Result<Self> {
-        if path.as_os_str().len() > MAX_SOCKET_PATH {
-            bail!("{} is too long for a socket; use a shorter --state-dir", path.display());
-        }
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
-            Ok(_) => bail!("{} is in the way: it is not a socket", path.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+        if check_path(path)? {
+            fs::remove_file(path).with_context(|| format!("failed to replace {}", path.display()))?;
         }
         // The umask of the daemon leaves it to its owner until its group is set.
         let listener =

@@ -27,6 +27,12 @@ use crate::link::spool::{Class, OpenError, Spool, SpoolError};
 use crate::link::standing::Keeper;
 use crate::link::{LinkStatus, RecordError, Secret, Transport, Vitals};
 
+/// The folder of the spool in the state directory.
+pub(crate) const SPOOL: &str = "spool";
+/// The file of the commands that came.
+pub(crate) const COMMANDS: &str = "commands.jsonl";
+/// The file of what the server refused.
+pub(crate) const REJECTS: &str = "rejects.jsonl";
 /// Commands that wait for the program to take them.
 const MAX_COMMANDS_WAITING: usize = 64;
 
@@ -129,14 +135,18 @@ impl Core {
     /// Opens the state directory. Waits for the disk.
     pub(crate) fn open(config: LinkConfig) -> Result<(Arc<Self>, mpsc::Receiver<Command>), OpenError> {
         let dir: &Path = &config.state_dir;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let (spool, unacked) = Spool::open(&dir.join("spool"), config.spool_max_bytes)?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|error| OpenError::of(dir, error))?;
+        let (spool, unacked) = Spool::open(&dir.join(SPOOL), config.spool_max_bytes)?;
+        let commands_path = dir.join(COMMANDS);
+        let journal = Journal::open(commands_path.clone(), SystemClock.now())
+            .map_err(|error| OpenError::of(&commands_path, error))?;
         let (commands, taken) = mpsc::channel(MAX_COMMANDS_WAITING);
         let core = Self {
             keeper: Keeper::open(dir, unacked, config.heartbeat_interval),
             prices: Prices::open(dir),
-            rejects: Mutex::new(Rejects::open(dir.join("rejects.jsonl"))),
-            journal: Mutex::new(Journal::open(dir.join("commands.jsonl"), SystemClock.now())?),
+            rejects: Mutex::new(Rejects::open(dir.join(REJECTS))),
+            journal: Mutex::new(journal),
             keys: Mutex::new(KeyBook::open(dir.join("idempotency"))),
             vitals: watch::Sender::new(Vitals::default()),
             stop: CancellationToken::new(),

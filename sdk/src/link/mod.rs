@@ -7,6 +7,7 @@ mod backoff;
 mod commands;
 pub(crate) mod core;
 mod cursor;
+pub mod faults;
 mod files;
 mod heartbeat;
 mod keys;

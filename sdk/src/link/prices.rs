@@ -10,6 +10,9 @@ use crate::link::files;
 use crate::money::MicroUsd;
 use crate::prices::PriceTable;
 
+/// The file in the state directory.
+pub(crate) const FILE: &str = "price-table.json";
+
 /// The table in use.
 #[derive(Debug)]
 pub(crate) struct Prices {
@@ -30,7 +33,7 @@ fn table_in(answer: &str) -> Option<PriceTable> {
 impl Prices {
     /// Goes on from disk.
     pub(crate) fn open(state_dir: &Path) -> Self {
-        let path = state_dir.join("price-table.json");
+        let path = state_dir.join(FILE);
         let kept = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self { path, table: RwLock::new(kept.unwrap_or_default()) }
     }

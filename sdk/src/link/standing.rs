@@ -15,7 +15,8 @@ use crate::link::files;
 use crate::money::MicroUsd;
 use crate::standing::{AgentStatus, SurvivalTier, Thresholds, standing};
 
-const FILE: &str = "standing.json";
+/// The file in the state directory.
+pub(crate) const FILE: &str = "standing.json";
 
 /// The last known standing less local spending since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +47,7 @@ pub struct LocalStanding {
 /// What the server said, as it is kept on disk.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Heard {
+pub(crate) struct Heard {
     standing: Standing,
     thresholds: Thresholds,
     as_of: DateTime<Utc>,
