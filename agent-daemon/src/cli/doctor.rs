@@ -268,6 +268,13 @@ async fn check_daemon(report: &mut Report, socket: &Path) {
     match client::call::<LocalStatus>(socket, Call::get("/v1/status")).await {
         Ok(status) => {
             report.fine(format!("the daemon runs, its agent's process is {}", status.agent_process));
+            if let Some(code) = status.refused.as_deref() {
+                let advice = match ErrorCode::parse(code) {
+                    Some(ErrorCode::AgentKilled) => "register another one, in another state directory",
+                    _ => "run `otonix-agent init --api-key` with another key, and restart the daemon",
+                };
+                report.problem(client::refusal_in_words(code), advice);
+            }
             check_spool(report, &status);
         }
         Err(error) => report.problem(format!("{error:#}"), "look at the daemon's log"),

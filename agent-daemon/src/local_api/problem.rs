@@ -35,6 +35,8 @@ impl From<RecordError> for Refusal {
         let (status, code) = match &error {
             RecordError::Invalid(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidField),
             RecordError::IdempotencyKeyReused => (StatusCode::CONFLICT, ErrorCode::IdempotencyKeyReused),
+            RecordError::UnknownModel(_) => (StatusCode::BAD_REQUEST, ErrorCode::UnknownModel),
+            RecordError::Killed => (StatusCode::CONFLICT, ErrorCode::AgentKilled),
             RecordError::SpoolFull => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::SpoolFull),
             RecordError::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::DiskFull),
             RecordError::Closed => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Overloaded),

@@ -116,6 +116,7 @@ async fn status(State(shared): State<Shared>) -> Response {
             spool: link.spool,
             payments_paused: shared.payments_paused(),
             agent_process: process.state.as_str().to_owned(),
+            refused: link.refused.map(|code| code.as_str().to_owned()),
         },
         name: config.agent.name.clone(),
         optional_work: config.tier.optional_work(tier),

@@ -17,6 +17,7 @@ use crate::api::commands::Command;
 use crate::api::events::{CommandResult, EventBody};
 use crate::clock::{Clock as _, SystemClock, new_id};
 use crate::convert;
+use crate::error::ErrorCode;
 use crate::ids::{AgentId, CommandId, EventId};
 use crate::limits::{self, Invalid, MAX_EVENT_BYTES};
 use crate::link::commands::Journal;
@@ -101,6 +102,8 @@ pub(crate) struct LinkConfig {
 struct Health {
     transport: Option<Transport>,
     last_error: Option<String>,
+    /// Why the server takes nothing from this agent, until it takes something again.
+    refused: Option<ErrorCode>,
     /// The server's time when it was last heard, and when that was.
     server_time: Option<(DateTime<Utc>, Instant)>,
 }
@@ -165,6 +168,7 @@ impl Core {
             _ => None,
         };
         let (class, spent) = self.class_and_cost(&body);
+        let undeliverable = self.undeliverable(&body);
         let at = SystemClock.now();
         let mut event = convert::event_to_pb(0, EventId::new(uuid::Uuid::nil()), at, body);
         let content = keys::fingerprint(
@@ -192,6 +196,12 @@ impl Core {
                 Seen::Reused => return Err(RecordError::IdempotencyKeyReused),
             }
         }
+        if let Some(error) = undeliverable {
+            if key.is_some() {
+                lock(&self.keys).refused(id);
+            }
+            return Err(error);
+        }
         self.keeper.spend(spent);
         let appended = self.spool.append(payload, id.uuid(), spent, class).await;
         if let Err(error) = appended {
@@ -208,6 +218,22 @@ impl Core {
             lock(&self.journal).done(command);
         }
         Ok(id)
+    }
+
+    /// Why the server would never store an event; what is accepted here must arrive.
+    fn undeliverable(&self, body: &EventBody) -> Option<RecordError> {
+        match body {
+            _ if self.keeper.current().killed => Some(RecordError::Killed),
+            EventBody::Usage(usage) if self.prices.lacks(usage) => {
+                Some(RecordError::UnknownModel(usage.model.clone()))
+            }
+            EventBody::Action(_)
+            | EventBody::Usage(_)
+            | EventBody::Payment(_)
+            | EventBody::TierEffect(_)
+            | EventBody::CommandResult(_)
+            | EventBody::Lost(_) => None,
+        }
     }
 
     fn class_and_cost(&self, body: &EventBody) -> (Class, u64) {
@@ -283,6 +309,12 @@ impl Core {
             tracing::info!(?transport, "connected to the control plane");
         }
         health.transport = Some(transport);
+        health.refused = None;
+    }
+
+    /// The server takes nothing from this agent until something is changed there or here.
+    pub(crate) fn refused(&self, code: ErrorCode) {
+        lock(&self.health).refused = Some(code);
     }
 
     pub(crate) fn disconnected(&self, why: Option<String>) {
@@ -305,6 +337,7 @@ impl Core {
             transport: health.transport,
             spool,
             last_error: health.last_error.clone(),
+            refused: if self.keeper.current().killed { Some(ErrorCode::AgentKilled) } else { health.refused },
             epoch: self.spool.view().epoch.to_string(),
         }
     }
