@@ -7,6 +7,7 @@
 
 mod address;
 mod answers;
+mod begin;
 pub mod book;
 mod budget;
 mod check;
@@ -20,6 +21,7 @@ pub mod policy;
 pub mod record;
 mod sign;
 pub mod topup;
+mod view;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -175,7 +177,7 @@ impl Records {
 
     /// Every payment that the journal still has, newest first.
     pub fn payments(&self) -> Vec<Payment> {
-        client::listed(self.0.content())
+        view::listed(self.0.content())
     }
 
     /// Payees by origin.
