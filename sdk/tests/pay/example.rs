@@ -1,17 +1,19 @@
 //! The example that the documentation names, run as it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::seller::{Manner, Seller, offer};
 use crate::world::World;
 
-/// Beside the tests; built when it is not there.
+/// Beside the tests; built when it is not there or older than its text.
 fn program() -> PathBuf {
     let tests = std::env::current_exe().expect("this test");
     let target = tests.parent().and_then(|deps| deps.parent()).expect("the folder of the build");
     let path = target.join("examples/pay_invoice");
-    if !path.exists() {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/pay_invoice.rs");
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    if changed(&path) < changed(Path::new(source)) {
         let build = ["build", "--locked", "-p", "otonix-sdk", "--example", "pay_invoice"];
         let built = Command::new(env!("CARGO")).args(build).current_dir(env!("CARGO_MANIFEST_DIR")).status();
         assert!(built.is_ok_and(|status| status.success()), "the example does not build");
