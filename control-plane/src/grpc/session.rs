@@ -11,6 +11,7 @@ use futures_util::{FutureExt as _, Stream};
 use otonix_proto::v1 as pb;
 use otonix_sdk::api::events::Standing;
 use otonix_sdk::convert;
+use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::CommandId;
 use otonix_sdk::limits::MAX_EVENTS;
 use rand::Rng as _;
@@ -57,7 +58,9 @@ fn farewell(error: &Error) -> Result<pb::Down, Status> {
         Error::NewEpochRequired => Ok(go_away("new_epoch_required", Duration::ZERO, error.to_string())),
         Error::Superseded => Ok(go_away("superseded", Duration::ZERO, error.to_string())),
         Error::NotFound { .. } => Ok(go_away("not_found", Duration::ZERO, error.to_string())),
-        Error::Conflict { .. } => Ok(go_away("killed", Duration::ZERO, error.to_string())),
+        Error::Conflict { code: ErrorCode::AgentKilled, .. } => {
+            Ok(go_away("killed", Duration::ZERO, error.to_string()))
+        }
         Error::Busy { retry_after, .. } => Ok(go_away("overloaded", *retry_after, error.to_string())),
         Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
             let wait = Duration::from_millis(rand::rng().random_range(500..3000));

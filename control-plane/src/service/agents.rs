@@ -331,7 +331,7 @@ async fn grant_in(tx: &mut Tx, id: AgentId, body: Grant) -> Result<Granted, Erro
         from_address: None,
         to_address: None,
         tx_hash: None,
-        metadata: Some(metadata),
+        metadata: Some(metadata.into()),
         agent_id: Some(id),
         created_at: tx.at,
     };
