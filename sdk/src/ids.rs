@@ -96,3 +96,7 @@ id!(
     /// A command for an agent's daemon.
     CommandId
 );
+id!(
+    /// Something that is bought at a vendor.
+    PurchaseId
+);

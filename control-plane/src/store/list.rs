@@ -12,9 +12,10 @@ use otonix_sdk::api::usage::ComputeLog;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use crate::store::purchases::Purchase;
 use crate::store::{Conn, StoreError, on};
 use crate::store::{
-    actions, agents, commands, domains, keys, ledger, orders, refunds, sandboxes, transactions, usage,
+    actions, agents, commands, domains, keys, ledger, orders, purchases, refunds, sandboxes, transactions, usage,
 };
 
 /// A value in a filter.
@@ -147,6 +148,8 @@ lists! {
     commands: commands::CommandRead => Command, commands::COLUMNS, "commands";
     /// Paid orders.
     orders: orders::OrderRead => Order, orders::COLUMNS, "orders";
+    /// Purchases.
+    purchases: purchases::PurchaseRead => Purchase, purchases::COLUMNS, "purchases";
     /// Refunds.
     refunds: refunds::RefundRead => Refund, refunds::COLUMNS, "refunds";
 }
