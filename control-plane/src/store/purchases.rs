@@ -244,6 +244,16 @@ pub async fn change(tx: &mut Tx, before: &Purchase, after: &Purchase) -> Result<
     Ok(done == 1)
 }
 
+/// Notes what came of a purchase.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn set_result(tx: &mut Tx, id: Uuid, result: Uuid) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE purchases SET result_id = $2 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(result).execute(c).await?.rows_affected());
+    Ok(())
+}
+
 /// Takes the right to show a server's password, which only one answer has; `false` when it was taken before.
 ///
 /// # Errors

@@ -215,3 +215,183 @@ impl Progress {
         (age / 10).clamp(FOLLOW_EVERY, LOOK_EVERY)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(secs: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + secs, 0).expect("a time")
+    }
+
+    fn executing() -> Progress {
+        Progress {
+            status: Status::Executing,
+            attempts: 1,
+            deadline: Some(at(60)),
+            has_order: false,
+            absent_since: None,
+            created_at: at(0),
+            may_repeat: true,
+        }
+    }
+
+    #[test]
+    fn nobody_looks_while_a_request_may_be_on_its_way() {
+        for status in [Status::Executing, Status::Unknown] {
+            let one = Progress { status, ..executing() };
+            assert_eq!(one.todo(at(0)), Todo::Wait(at(120)));
+            assert_eq!(one.todo(at(119)), Todo::Wait(at(120)));
+            assert_eq!(one.todo(at(120)), Todo::Look);
+            assert_eq!(Progress { has_order: true, ..one }.todo(at(1)), Todo::Follow);
+        }
+        let lost = executing().after(&News::Lost, at(5));
+        assert!(matches!(lost, Next::Stay { status: Status::Unknown, next_at, .. } if next_at == at(120)));
+    }
+
+    #[test]
+    fn only_ten_minutes_of_looks_are_a_no() {
+        let mut one = Progress { status: Status::Unknown, ..executing() };
+        let first = one.after(&News::Absent, at(120));
+        let Next::Stay { status: Status::Unknown, absent_since: Some(since), .. } = first else {
+            panic!("{first:?}")
+        };
+        assert_eq!(since, at(120));
+        one.absent_since = Some(since);
+        // A look that was not answered neither counts nor begins anew.
+        let silent = one.after(&News::Silent, at(400));
+        assert!(matches!(silent, Next::Stay { absent_since: Some(kept), .. } if kept == since));
+        assert!(matches!(
+            one.after(&News::Absent, at(719)),
+            Next::Stay { status: Status::Unknown, .. }
+        ));
+        assert!(matches!(one.after(&News::Absent, at(720)), Next::Stay { status: Status::Paid, .. }));
+        // What shows up meanwhile is delivered, and what is under way begins the count anew.
+        assert_eq!(one.after(&News::Present, at(719)), Next::Deliver);
+        assert!(matches!(one.after(&News::UnderWay, at(719)), Next::Stay { absent_since: None, .. }));
+        let last = Progress { attempts: MAX_ATTEMPTS, ..one };
+        assert_eq!(last.after(&News::Absent, at(720)), Next::Fail);
+        let once = Progress { may_repeat: false, ..one };
+        assert_eq!(once.after(&News::Absent, at(720)), Next::Fail);
+    }
+
+    #[test]
+    fn after_a_day_a_person_decides() {
+        let one = Progress { status: Status::Unknown, ..executing() };
+        let day = 86_400;
+        for news in [News::Silent, News::UnderWay, News::Absent] {
+            assert!(matches!(one.after(&news, at(day - 1)), Next::Stay { .. }), "{news:?}");
+            assert_eq!(one.after(&news, at(day)), Next::Escalate, "{news:?}");
+        }
+        assert_eq!(one.after(&News::Present, at(day)), Next::Deliver);
+        assert_eq!(one.after(&News::Refused, at(day)), Next::Fail);
+    }
+
+    #[test]
+    fn an_attempt_that_did_nothing_does_not_count() {
+        let next = executing().after(&News::NotDone, at(1));
+        assert!(matches!(next, Next::Stay { status: Status::Paid, attempts: 0, .. }), "{next:?}");
+        let paid = Progress { status: Status::Paid, attempts: 0, deadline: None, ..executing() };
+        let next = paid.after(&News::NotDone, at(1));
+        assert!(matches!(next, Next::Stay { status: Status::Paid, attempts: 0, .. }), "{next:?}");
+        assert_eq!(paid.after(&News::NotDone, at(1800)), Next::Fail);
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for status in Status::ALL {
+            assert_eq!(Status::parse(status.as_str()), Some(status));
+            assert_eq!(status.is_end(), matches!(status, Status::Delivered | Status::Failed));
+        }
+    }
+
+    fn news() -> impl Strategy<Value = News> {
+        prop_oneof![
+            Just(News::Accepted),
+            Just(News::Present),
+            Just(News::Refused),
+            Just(News::NotDone),
+            Just(News::Lost),
+            Just(News::Absent),
+            Just(News::UnderWay),
+            Just(News::Silent),
+        ]
+    }
+
+    proptest! {
+        /// Whatever a vendor says, and whenever: a request is sent again only after ten minutes of looks that began
+        /// after the last one could have arrived, and everything has ended or waits for a person after a day.
+        #[test]
+        fn no_history_sends_twice_what_may_have_been_done(
+            steps in prop::collection::vec((news(), 0_i64..7_200), 1..200),
+            may_repeat: bool,
+        ) {
+            let mut now = 0;
+            let mut one = Progress {
+                status: Status::Paid, attempts: 0, deadline: None, has_order: false, absent_since: None,
+                created_at: at(0), may_repeat,
+            };
+            let mut maybe_done_since: Option<i64> = None;
+            for (news, wait) in steps {
+                let todo = one.todo(at(now));
+                let news = match todo {
+                    Todo::Nothing => break,
+                    Todo::Wait(until) => {
+                        now = (until - at(0)).num_seconds();
+                        continue;
+                    }
+                    Todo::Attempt => {
+                        prop_assert!(maybe_done_since.is_none(), "sent again too early");
+                        prop_assert!(one.attempts < MAX_ATTEMPTS);
+                        prop_assert!(may_repeat || one.attempts == 0);
+                        one.status = Status::Executing;
+                        one.attempts += 1;
+                        one.deadline = Some(at(now) + ATTEMPT);
+                        one.has_order = false;
+                        one.absent_since = None;
+                        match news {
+                            News::Absent | News::UnderWay | News::Silent => News::Lost,
+                            other => other,
+                        }
+                    }
+                    Todo::Follow => match news {
+                        News::Accepted | News::NotDone | News::Lost | News::Absent => News::UnderWay,
+                        other => other,
+                    },
+                    Todo::Look => match news {
+                        News::Accepted | News::NotDone | News::Lost | News::Refused => News::Silent,
+                        other => other,
+                    },
+                };
+                match news {
+                    News::Lost => maybe_done_since = Some(now + 60),
+                    News::NotDone => maybe_done_since = None,
+                    News::Accepted => { one.has_order = true; maybe_done_since = Some(now); }
+                    _ => {}
+                }
+                match one.after(&news, at(now)) {
+                    Next::Deliver => one.status = Status::Delivered,
+                    Next::Fail => one.status = Status::Failed,
+                    Next::Escalate => one.status = Status::NeedsOperator,
+                    Next::Stay { status, attempts, absent_since, next_at } => {
+                        if status == Status::Paid && news == News::Absent {
+                            let since = maybe_done_since.expect("something was sent");
+                            prop_assert!(now >= since + 60 + 600, "given up at {now}, sent until {since}");
+                            maybe_done_since = None;
+                        }
+                        one.status = status;
+                        one.attempts = attempts;
+                        one.absent_since = absent_since;
+                        prop_assert!(next_at >= at(now));
+                        now = now.max((next_at - at(0)).num_seconds()) + wait;
+                    }
+                }
+                if now >= 2 * 86_400 {
+                    prop_assert!(one.status != Status::Unknown || maybe_done_since.is_some());
+                }
+            }
+        }
+    }
+}

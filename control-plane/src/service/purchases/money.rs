@@ -79,6 +79,24 @@ pub async fn give_back(
         receipts::reassign(tx, payer.sale, None, agent.uuid()).await?;
         return Ok(Back::Credited(agent));
     }
+    owe(tx, from, amount, payer, whole, reason).await
+}
+
+/// Notes a refund as due, for money that is on an account of ours. `whole`: it is all that the payment brought.
+///
+/// # Errors
+/// Store errors.
+pub async fn owe(
+    tx: &mut Tx,
+    from: &'static str,
+    amount: i64,
+    payer: &Payer,
+    whole: bool,
+    reason: &str,
+) -> Result<Back, Error> {
+    if amount <= 0 {
+        return Ok(Back::Due);
+    }
     let refund = NewRefund {
         reason: reason.to_owned(),
         amount,
