@@ -1,0 +1,24 @@
+//! The fake itself: it remembers, it goes wrong as it is told, and it keeps to the vendors' documents.
+
+use crate::fake::{Fake, schema};
+
+#[test]
+fn one_address_can_serve_both_vendors() {
+    let (vercel, cherry) = (schema::vercel(), schema::cherry());
+    assert_eq!((vercel.operations().len(), cherry.operations().len()), (20, 17));
+    for (_, method, path) in vercel.operations() {
+        assert!(cherry.operation(&method, &path).is_none(), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_as_documented_is_noticed() {
+    let fake = Fake::start();
+    assert!(fake.violations().is_empty());
+    let body = serde_json::json!({"domains": []});
+    let url = format!("{}/v1/registrar/domains/availability", fake.url());
+    let http = reqwest::Client::builder().build().expect("a client");
+    let answer = http.post(&url).bearer_auth(fake.token()).json(&body).send().await.expect("an answer");
+    assert_eq!(answer.status(), 400);
+    assert!(fake.violations()[0].contains("minItems"), "{:?}", fake.violations());
+}
