@@ -150,6 +150,9 @@ pub trait ComputeProvider: Send + Sync {
     /// One server; `None` when there is none.
     async fn server(&self, id: u64) -> Result<Option<Server>, VendorError>;
 
+    /// A server with what only its buyer may see, which the vendor forgets after a day; `None` when there is none.
+    async fn credentials(&self, id: u64) -> Result<Option<Created>, VendorError>;
+
     /// Buys a server. It is billed until it is deleted.
     async fn create(&self, order: &CreateServer, until: Deadline) -> Result<Created, VendorError>;
 
