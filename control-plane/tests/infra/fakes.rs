@@ -1,6 +1,9 @@
 //! The fake itself: it remembers, it goes wrong as it is told, and it keeps to the vendors' documents.
 
+use serde_json::json;
+
 use crate::fake::{Fake, schema};
+use crate::support::Call;
 
 #[test]
 fn one_address_can_serve_both_vendors() {
@@ -15,10 +18,10 @@ fn one_address_can_serve_both_vendors() {
 async fn a_request_that_is_not_as_documented_is_noticed() {
     let fake = Fake::start();
     assert!(fake.violations().is_empty());
-    let body = serde_json::json!({"domains": []});
-    let url = format!("{}/v1/registrar/domains/availability", fake.url());
-    let http = reqwest::Client::builder().build().expect("a client");
-    let answer = http.post(&url).bearer_auth(fake.token()).json(&body).send().await.expect("an answer");
-    assert_eq!(answer.status(), 400);
+    let answer = Call::new(fake.addr(), "POST", "/v1/registrar/domains/availability")
+        .header("authorization", format!("Bearer {}", fake.token()))
+        .json(json!({"domains": []}))
+        .await;
+    assert_eq!(answer.status, 400, "{}", answer.text());
     assert!(fake.violations()[0].contains("minItems"), "{:?}", fake.violations());
 }

@@ -5,5 +5,8 @@
 
 #[expect(dead_code, reason = "shared with the example of the same name, which has other switches")]
 mod fake;
+#[expect(dead_code, unused_imports, reason = "shared with the other tests, which use the rest of it")]
+#[path = "../support/mod.rs"]
+mod support;
 
 mod fakes;
