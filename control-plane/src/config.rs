@@ -220,8 +220,8 @@ pub struct Settings {
     pub log_format: Option<LogFormat>,
     /// How this server is paid; `None` when it is not.
     pub payments: Option<PaymentSettings>,
-    /// Who domains are registered to when a request names nobody.
-    pub registrant: Option<Contact>,
+    /// The file with whoever domains are registered to when a request names nobody.
+    pub registrant_contact: Option<PathBuf>,
     /// Where new servers get the daemon from.
     pub agent_package: Option<Package>,
 }
@@ -296,7 +296,7 @@ impl Options {
             log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format,
             payments: payments.resolve()?,
-            registrant: self.registrant_contact.as_deref().map(read_contact).transpose()?,
+            registrant_contact: self.registrant_contact,
             agent_package: package(self.agent_package_url, self.agent_package_sha256)?,
         })
     }
@@ -324,6 +324,14 @@ impl Settings {
     pub fn prices(&self) -> anyhow::Result<PriceTable> {
         let Some(path) = &self.price_table else { return Ok(PriceTable::default()) };
         read_prices(path).with_context(|| format!("price-table {}", path.display()))
+    }
+
+    /// Who domains are registered to when a request names nobody.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something is missing in it.
+    pub fn registrant(&self) -> anyhow::Result<Option<Contact>> {
+        self.registrant_contact.as_deref().map(read_contact).transpose()
     }
 }
 

@@ -39,6 +39,7 @@ const FLUSH_TIME: Duration = Duration::from_secs(5);
 /// What keeps the server from starting.
 pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let prices = settings.prices()?;
+    let registrant = settings.registrant()?;
     // Whatever is made from here on is for this user alone, the database's own files too.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     make_dir(&settings.data_dir)?;
@@ -59,7 +60,8 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     migrate::migrate(&db).await.context("the database")?;
     let tracker = TaskTracker::new();
     let operator_hash = operator_hash(&settings, &db).await?;
-    let outside = Outside { payments: payments(&settings, &db).await?, vendors: Vendors::default() };
+    let payments = payments(&settings, &db).await?;
+    let outside = Outside { payments, vendors: Vendors::default(), registrant };
     let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, outside, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);

@@ -167,11 +167,7 @@ pub async fn managed(
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn renewed(
-    tx: &mut Tx,
-    name: &str,
-    expires_at: DateTime<Utc>,
-) -> Result<Option<Uuid>, StoreError> {
+pub async fn renewed(tx: &mut Tx, name: &str, expires_at: DateTime<Utc>) -> Result<Option<Uuid>, StoreError> {
     const SQL: &str =
         "UPDATE domains SET expires_at = $2, status = 'active' WHERE name = $1 AND managed RETURNING id";
     Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(name).bind(expires_at).fetch_optional(c).await?))

@@ -15,7 +15,8 @@ use uuid::Uuid;
 use crate::store::purchases::Purchase;
 use crate::store::{Conn, StoreError, on};
 use crate::store::{
-    actions, agents, commands, domains, keys, ledger, orders, purchases, refunds, sandboxes, transactions, usage,
+    actions, agents, commands, domains, keys, ledger, orders, purchases, refunds, sandboxes, transactions,
+    usage,
 };
 
 /// A value in a filter.

@@ -214,10 +214,13 @@ pub async fn deploying(conn: &mut Conn, limit: i64) -> Result<Vec<(Uuid, AtVendo
     const SQL: &str = "SELECT id, owner_id, purchase_id, vendor_id, project_id, plan, cycle FROM sandboxes \
         WHERE managed AND status = 'deploying' AND vendor_id IS NOT NULL ORDER BY created_at, id LIMIT $1";
     let rows: Vec<AtVendorRead> = on!(conn, |c| sqlx::query_as(SQL).bind(limit).fetch_all(c).await?);
-    Ok(rows.into_iter().filter_map(|row| {
-        let (id, _, at) = row.split();
-        Some((id, at?))
-    }).collect())
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            let (id, _, at) = row.split();
+            Some((id, at?))
+        })
+        .collect())
 }
 
 /// Notes how the vendor has a managed server: only from `deploying` on, so that nothing later is overwritten.

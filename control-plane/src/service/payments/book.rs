@@ -262,7 +262,9 @@ async fn return_money(
     let reason = format!("{}: {detail}", sold.resource);
     match sold.goods {
         Goods::Topup { .. } => money::owe(tx, from, payer.amount, payer, true, &reason).await,
-        Goods::Purchase { .. } | Goods::Void { .. } => money::give_back(tx, from, payer.amount, payer, true, &reason).await,
+        Goods::Purchase { .. } | Goods::Void { .. } => {
+            money::give_back(tx, from, payer.amount, payer, true, &reason).await
+        }
     }
 }
 

@@ -216,9 +216,8 @@ pub async fn take(
     let claim = new_claim(app, parts, asked, sale, &checked, by_contract, ready)?;
     ask_chain(app, parts, asked, &checked, by_contract, ready).await?;
     let taken = claim.clone();
-    let taken = app
-        .writer
-        .apply(Target::Shared, move |tx| Box::pin(async move { claim_in(tx, &taken).await }));
+    let taken =
+        app.writer.apply(Target::Shared, move |tx| Box::pin(async move { claim_in(tx, &taken).await }));
     if !taken.await? {
         return match claim_of(app, parts, transfer).await? {
             Some(other) => join(app, parts, asked, other).await,

@@ -432,7 +432,8 @@ async fn arrived(app: &App, asked: &Asked, paid: Paid) -> Result<Paid, Error> {
             return Err(pending());
         }
         tokio::time::sleep(LOOK_EVERY / 2).await;
-        let found = app.db.read(move |conn| Box::pin(async move { orders::sold_by_id(conn, sale).await })).await;
+        let found =
+            app.db.read(move |conn| Box::pin(async move { orders::sold_by_id(conn, sale).await })).await;
         match found {
             Ok(Some(sold)) if sold.status != 0 => {
                 let answer = Answer { status: sold.status, body: sold.answer };

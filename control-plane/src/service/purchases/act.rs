@@ -95,9 +95,8 @@ pub enum Ready {
 /// # Errors
 /// A report that nothing was done.
 pub(super) fn registrar(app: &App) -> Result<&dyn Registrar, Report> {
-    let missing = || {
-        Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no registrar is configured")
-    };
+    let missing =
+        || Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no registrar is configured");
     app.vendors.registrar.as_deref().ok_or_else(missing)
 }
 
@@ -106,9 +105,8 @@ pub(super) fn registrar(app: &App) -> Result<&dyn Registrar, Report> {
 /// # Errors
 /// A report that nothing was done.
 pub(super) fn compute(app: &App) -> Result<&dyn ComputeProvider, Report> {
-    let missing = || {
-        Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no seller of servers is configured")
-    };
+    let missing =
+        || Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no seller of servers is configured");
     app.vendors.compute.as_deref().ok_or_else(missing)
 }
 
@@ -149,7 +147,10 @@ fn at_most(quoted: MicroUsd, paid: MicroUsd) -> Result<(), Report> {
     if quoted <= paid {
         return Ok(());
     }
-    Err(Report::refused(ErrorCode::PriceMoved, format!("it costs {quoted} USDC now, and {paid} USDC were paid")))
+    Err(Report::refused(
+        ErrorCode::PriceMoved,
+        format!("it costs {quoted} USDC now, and {paid} USDC were paid"),
+    ))
 }
 
 async fn domain(

@@ -72,6 +72,7 @@ pub fn row(tx: &Tx, wanted: &Wanted, held_in: &'static str, held: i64) -> Result
         result: None,
         secret_shown: !matches!(wanted.item, Item::Server(_)),
         note: None,
+        since: tx.at,
         created_at: tx.at,
         ended_at: None,
     })
@@ -256,12 +257,7 @@ async fn record(tx: &mut Tx, purchase: &Purchase, item: &Item) -> Result<(), Err
 ///
 /// # Errors
 /// Store errors.
-pub async fn log(
-    tx: &mut Tx,
-    purchase: &Purchase,
-    item: &Item,
-    failure: Option<&str>,
-) -> Result<(), Error> {
+pub async fn log(tx: &mut Tx, purchase: &Purchase, item: &Item, failure: Option<&str>) -> Result<(), Error> {
     let Some(state) = agents::states_of(&mut tx.conn, &[purchase.agent]).await?.pop() else { return Ok(()) };
     let details = failure.map(str::to_owned);
     let mut line = ActionRow::by_server(&state, item.category(), &item.describe(), details, tx.at);

@@ -5,7 +5,6 @@ use otonix_sdk::api::payments::PaymentReceipt;
 use otonix_sdk::api::purchases::{DomainBought, ServerBought, ServerExtended, ServerProvisioned};
 use otonix_sdk::api::records::{Domain, Sandbox};
 use otonix_sdk::ids::{AgentId, DomainId, SandboxId};
-use otonix_sdk::money::MicroUsd;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -141,8 +140,8 @@ async fn domain(
         auto_renew: item.auto_renew,
         managed: true,
     };
-    let renewal_price = item.renewal_price.map(MicroUsd::micros);
-    domains::take_over(tx, &domain, some(purchase.owner), purchase.id, renewal_price).await?;
+    let owner = some(purchase.owner);
+    domains::take_over(tx, &domain, owner, purchase.id, item.renewal_price_micro).await?;
     Ok(Rows::Domain(Box::new(domain)))
 }
 
@@ -152,22 +151,16 @@ async fn renewal(tx: &mut Tx, item: &RenewalItem, expires_at: DateTime<Utc>) -> 
     Ok(Rows::Renewed(id.unwrap_or_default()))
 }
 
-async fn server(
-    tx: &mut Tx,
-    purchase: &Purchase,
-    item: &ServerItem,
-    server: &Server,
-) -> Result<Rows, Error> {
+async fn server(tx: &mut Tx, purchase: &Purchase, item: &ServerItem, server: &Server) -> Result<Rows, Error> {
     let cycle = Cycle::parse(&item.cycle).ok_or_else(|| Error::internal("a server's cycle is not known"))?;
     // The vendor bills from when it took the order.
     let from = server.created_at.filter(|at| (*at - tx.at).abs() < MAX_SKEW).unwrap_or(tx.at);
     let small = |number: Option<u32>| number.and_then(|number| i32::try_from(number).ok());
     let status = match server.status {
         ServerStatus::Deployed => "running",
-        ServerStatus::Deploying
-        | ServerStatus::Rescue
-        | ServerStatus::Failed
-        | ServerStatus::Other(_) => "deploying",
+        ServerStatus::Deploying | ServerStatus::Rescue | ServerStatus::Failed | ServerStatus::Other(_) => {
+            "deploying"
+        }
     };
     let sandbox = Sandbox {
         id: SandboxId::from(otonix_sdk::clock::new_id()),
@@ -215,7 +208,8 @@ async fn period(tx: &mut Tx, item: &PeriodItem) -> Result<Rows, Error> {
     let found = sandboxes::managed(&mut tx.conn, &item.vendor_id).await?;
     let (mut sandbox, _, _) = found.filter(|(sandbox, ..)| sandbox.id == item.sandbox).ok_or_else(gone)?;
     let from = sandbox.paid_until.unwrap_or(tx.at);
-    let until = cycle.end(from, item.periods).ok_or_else(|| Error::invalid("periods", "go beyond the calendar"))?;
+    let until =
+        cycle.end(from, item.periods).ok_or_else(|| Error::invalid("periods", "go beyond the calendar"))?;
     sandboxes::set_paid_until(tx, sandbox.id.uuid(), until).await?;
     sandbox.paid_until = Some(until);
     Ok(Rows::Extended(Box::new(sandbox)))

@@ -11,7 +11,7 @@ use crate::upstream::providers::{Contact, DomainName};
 
 /// The contact of a purchase; `None` when there is none.
 pub fn of(app: &App, given: Option<purchases::Contact>) -> Option<Contact> {
-    given.map(convert).or_else(|| app.settings.registrant.clone().map(convert))
+    given.map(convert).or_else(|| app.registrant.clone().map(convert))
 }
 
 fn convert(given: purchases::Contact) -> Contact {
@@ -72,11 +72,7 @@ pub fn check(contact: &purchases::Contact) -> Result<(), Error> {
 ///
 /// # Errors
 /// 400 `contact_required`, or naming the field; 503 when the registrar does not say.
-pub async fn demand(
-    app: &App,
-    name: &DomainName,
-    given: Option<&purchases::Contact>,
-) -> Result<(), Error> {
+pub async fn demand(app: &App, name: &DomainName, given: Option<&purchases::Contact>) -> Result<(), Error> {
     if let Some(given) = given {
         check(given)?;
     }

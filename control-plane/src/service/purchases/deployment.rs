@@ -3,8 +3,8 @@
 use crate::app::App;
 use crate::error::Error;
 use crate::service::purchases::book;
-use crate::store::sandboxes::{self, AtVendor};
 use crate::store::purchases;
+use crate::store::sandboxes::{self, AtVendor};
 use crate::store::writer::Target;
 use crate::upstream::providers::{Server, ServerStatus};
 use otonix_sdk::error::ErrorCode;

@@ -33,13 +33,14 @@ async fn domain(app: &App, item: &DomainItem) -> Result<Report, Report> {
     let name = name_of(&item.domain)?;
     match registrar.domain(&name).await.map_err(|why| Report::silent(&why))? {
         // It was not in the account before the attempt, and no other purchase of it is alive.
-        Some(owned) if owned.bought_at.is_some() => Ok(Report::present(Brought::Domain {
-            bought_at: owned.bought_at,
-            expires_at: owned.expires_at,
-        })),
-        Some(_) => {
-            Ok(Report::new(News::UnderWay, ErrorCode::UpstreamUnavailable, "it is in the account, not bought yet"))
+        Some(owned) if owned.bought_at.is_some() => {
+            Ok(Report::present(Brought::Domain { bought_at: owned.bought_at, expires_at: owned.expires_at }))
         }
+        Some(_) => Ok(Report::new(
+            News::UnderWay,
+            ErrorCode::UpstreamUnavailable,
+            "it is in the account, not bought yet",
+        )),
         None => {
             let names = [name];
             let free = registrar.available(&names).await.map_err(|why| Report::silent(&why))?;

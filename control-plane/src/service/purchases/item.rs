@@ -3,7 +3,6 @@
 use chrono::{DateTime, Utc};
 use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::ids::SandboxId;
-use otonix_sdk::money::MicroUsd;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,8 +35,8 @@ pub struct DomainItem {
     pub auto_renew: bool,
     /// The server it points at.
     pub sandbox: Option<SandboxId>,
-    /// What a year's renewal cost when it was quoted.
-    pub renewal_price: Option<MicroUsd>,
+    /// What a year's renewal cost when it was quoted, micro-USDC.
+    pub renewal_price_micro: Option<i64>,
     /// The language of its name.
     pub language_code: Option<String>,
 }
@@ -139,8 +138,9 @@ impl Item {
     /// # Errors
     /// [`Error::Internal`] when the row cannot be read.
     pub fn of(purchase: &Purchase) -> Result<Self, Error> {
-        serde_json::from_value(purchase.item.clone())
-            .map_err(|why| Error::internal(format!("the item of purchase {} cannot be read: {why}", purchase.id)))
+        serde_json::from_value(purchase.item.clone()).map_err(|why| {
+            Error::internal(format!("the item of purchase {} cannot be read: {why}", purchase.id))
+        })
     }
 
     /// As it is kept.
@@ -189,7 +189,8 @@ impl Item {
 
     /// For people.
     pub fn describe(&self) -> String {
-        let plural = |n: u32, one: &str, more: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {more}") };
+        let plural =
+            |n: u32, one: &str, more: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {more}") };
         match self {
             Self::Domain(item) => {
                 format!("domain {} for {}", item.domain, plural(item.years, "year", "years"))

@@ -75,7 +75,8 @@ pub async fn give_back(
         let agent = state.id;
         state.funded = true;
         let reference = Some(payer.sale.to_string());
-        ledger::move_credits(tx, &mut state, "refund", from, MicroUsd::from_micros(amount), reference).await?;
+        ledger::move_credits(tx, &mut state, "refund", from, MicroUsd::from_micros(amount), reference)
+            .await?;
         receipts::reassign(tx, payer.sale, None, agent.uuid()).await?;
         return Ok(Back::Credited(agent));
     }

@@ -5,6 +5,7 @@ use otonix_sdk::api::keys::KeyKind;
 use otonix_sdk::api::purchases::{ExtendServer, ProvisionServer, RegisterDomain};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::AgentId;
+use otonix_sdk::money::MicroUsd;
 use otonix_sdk::standing::SurvivalTier;
 use uuid::Uuid;
 
@@ -33,14 +34,19 @@ const MAX_KEYS: usize = 32;
 const MAX_USER_DATA: usize = 16 * 1024;
 
 /// The agent that goods are for: the one that is named, else the one that an agent's own key acts for.
-async fn beneficiary(app: &App, caller: &Caller, named: Option<AgentId>) -> Result<Option<AgentState>, Error> {
+async fn beneficiary(
+    app: &App,
+    caller: &Caller,
+    named: Option<AgentId>,
+) -> Result<Option<AgentState>, Error> {
     let own = match caller.principal {
         Principal::Key(key) if key.kind == KeyKind::Agent => key.agent,
         Principal::Key(_) | Principal::Operator | Principal::Anonymous => None,
     };
     let state = linked_agent(app, caller, named.or(own)).await?;
     if let Some(state) = state.filter(|state| state.tier == SurvivalTier::Terminated) {
-        let detail = format!("agent {} is terminated: nothing is bought for it until it has credits", state.id);
+        let detail =
+            format!("agent {} is terminated: nothing is bought for it until it has credits", state.id);
         return Err(Error::conflict(ErrorCode::InsufficientCredits, detail));
     }
     Ok(state)
@@ -49,7 +55,7 @@ async fn beneficiary(app: &App, caller: &Caller, named: Option<AgentId>) -> Resu
 fn sale(
     item: Item,
     private: &Private,
-    price: otonix_sdk::money::MicroUsd,
+    price: MicroUsd,
     agent: Option<&AgentState>,
     owner: Option<Uuid>,
 ) -> Sale {
@@ -100,7 +106,7 @@ pub async fn domain(app: &App, caller: &Caller, body: RegisterDomain) -> Result<
         years,
         auto_renew: body.auto_renew.unwrap_or(agent.is_some()),
         sandbox,
-        renewal_price: quote.renewal,
+        renewal_price_micro: quote.renewal.map(MicroUsd::micros),
         language_code: body.language_code,
     });
     let private = Private { contact: body.contact, user_data: None };
@@ -113,8 +119,7 @@ fn cycle_of(text: &str) -> Result<Cycle, Error> {
 }
 
 fn periods_of(cycle: Cycle, asked: Option<u32>) -> Result<u32, Error> {
-    let (usual, most) =
-        if cycle == Cycle::Hourly { (DEFAULT_HOURS, MAX_HOURS) } else { (1, MAX_PERIODS) };
+    let (usual, most) = if cycle == Cycle::Hourly { (DEFAULT_HOURS, MAX_HOURS) } else { (1, MAX_PERIODS) };
     let periods = asked.unwrap_or(usual);
     if !(1..=most).contains(&periods) {
         return Err(Error::invalid("periods", format!("must be 1 to {most}")));
@@ -130,7 +135,10 @@ fn check_hostname(name: &str) -> Result<(), Error> {
             && !label.ends_with('-')
     };
     if name.len() > 253 || !name.split('.').all(label) {
-        return Err(Error::invalid("hostname", "must be a host's name: letters, digits and -, labels up to 63"));
+        return Err(Error::invalid(
+            "hostname",
+            "must be a host's name: letters, digits and -, labels up to 63",
+        ));
     }
     Ok(())
 }
@@ -181,7 +189,7 @@ pub async fn quote_server(
     app: &App,
     project: u64,
     asked: Asked,
-) -> Result<(Item, Private, otonix_sdk::money::MicroUsd), Error> {
+) -> Result<(Item, Private, MicroUsd), Error> {
     if app.vendors.project.is_some_and(|ours| ours != project) {
         return Err(Error::not_found("project", project));
     }
@@ -240,7 +248,7 @@ pub async fn quote_period(
     sandbox: &otonix_sdk::api::records::Sandbox,
     at: &sandboxes::AtVendor,
     periods: Option<u32>,
-) -> Result<(Item, otonix_sdk::money::MicroUsd), Error> {
+) -> Result<(Item, MicroUsd), Error> {
     let cycle = cycle_of(&at.cycle)?;
     let periods = periods_of(cycle, periods)?;
     let plan = Slug::of_field("plan", &at.plan)?;

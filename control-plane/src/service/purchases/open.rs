@@ -101,8 +101,9 @@ fn ended_at_once(tx: &Tx, purchase: &mut purchases::Purchase) {
 /// # Errors
 /// 404, 409 `insufficient_credits`, `agent_killed` or `purchase_under_way`.
 pub async fn by_credits(app: &App, payer: AgentId, wanted: Wanted) -> Result<Uuid, Error> {
-    let done =
-        app.writer.apply(Target::Alone, move |tx| Box::pin(async move { by_credits_in(tx, payer, &wanted).await }));
+    let done = app
+        .writer
+        .apply(Target::Alone, move |tx| Box::pin(async move { by_credits_in(tx, payer, &wanted).await }));
     let id = done.await?;
     app.shared.purchases.notify_one();
     Ok(id)

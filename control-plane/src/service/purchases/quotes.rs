@@ -7,9 +7,7 @@ use otonix_sdk::money::MicroUsd;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::upstream::providers::{
-    Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError,
-};
+use crate::upstream::providers::{Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError};
 
 /// What a domain costs.
 #[derive(Debug, Clone, Copy)]

@@ -59,7 +59,8 @@ async fn take_back(tx: &mut Tx, row: &Receipt, purchase: &Purchase) -> Result<()
         None => {
             tracing::error!(purchase.id = %purchase.id, amount_micro = rest,
                 "the payment of a purchase that was begun left the chain");
-            ledger::move_between(tx, "reversal", ledger::REVERSALS, ledger::TREASURY, rest, reference).await?;
+            ledger::move_between(tx, "reversal", ledger::REVERSALS, ledger::TREASURY, rest, reference)
+                .await?;
         }
     }
     Ok(())

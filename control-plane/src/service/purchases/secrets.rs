@@ -33,7 +33,8 @@ pub async fn reveal(app: &App, sale: Uuid, body: String) -> String {
 }
 
 async fn with_secret(app: &App, sale: Uuid, body: &str) -> Result<Option<String>, Error> {
-    let found = app.db.read(move |conn| Box::pin(async move { purchases::of_sale(conn, sale).await })).await?;
+    let found =
+        app.db.read(move |conn| Box::pin(async move { purchases::of_sale(conn, sale).await })).await?;
     let Some(purchase) = found.filter(|purchase| !purchase.secret_shown) else { return Ok(None) };
     let Some(created) = ask(app, &purchase).await? else { return Ok(None) };
     let Some(password) = &created.password else { return Ok(None) };
