@@ -25,7 +25,6 @@ use crate::rest;
 use crate::service::payments::Payments;
 use crate::store::writer::Target;
 use crate::store::{Db, audit, leases, migrate, replicas, settings};
-use crate::upstream::providers::Vendors;
 use crate::worker::{beats, calendar};
 
 /// How long a stop may take before what is left is dropped.
@@ -59,7 +58,7 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     migrate::migrate(&db).await.context("the database")?;
     let tracker = TaskTracker::new();
     let operator_hash = operator_hash(&settings, &db).await?;
-    let outside = Outside { payments: payments(&settings, &db).await?, vendors: Vendors::default() };
+    let outside = Outside { payments: payments(&settings, &db).await?, vendors: settings.vendors.connect()? };
     let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, outside, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);
