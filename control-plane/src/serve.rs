@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use otonix_sdk::clock::SystemClock;
+use otonix_sdk::clock::{Clock as _, SystemClock};
 use otonix_sdk::secret::Secret;
 use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +24,7 @@ use crate::reconcile::{Reconciled, reconcile};
 use crate::rest;
 use crate::service::payments::Payments;
 use crate::store::writer::Target;
-use crate::store::{Db, audit, leases, migrate, replicas, settings};
+use crate::store::{Db, audit, laws, leases, migrate, replicas, settings};
 use crate::worker::{beats, calendar};
 
 /// How long a stop may take before what is left is dropped.
@@ -59,6 +59,9 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let tracker = TaskTracker::new();
     let operator_hash = operator_hash(&settings, &db).await?;
     let payments = payments(&settings, &db).await?;
+    if let Some(laws) = &settings.laws {
+        laws::keep(&db, laws, SystemClock.now()).await.context("the laws")?;
+    }
     let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, payments, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);
