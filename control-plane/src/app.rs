@@ -27,6 +27,7 @@ use crate::service::sessions::Admission;
 use crate::store::Db;
 use crate::store::agents::AgentState;
 use crate::store::writer::{Notice, OnCommit, Writer};
+use crate::upstream::providers::Vendors;
 
 /// The server's parts.
 pub struct App {
@@ -40,10 +41,19 @@ pub struct App {
     pub rate_limits: RateLimits,
     /// How this server is paid, when it is.
     pub payments: Option<Arc<Payments>>,
+    /// Who sells servers and domains, when somebody does.
+    pub vendors: Vendors,
     /// SHA-256 of the operator token, hex.
     pub operator_hash: String,
     /// Names this replica.
     pub replica: Uuid,
+}
+
+/// Others that this server deals with, as far as they are configured.
+#[derive(Default)]
+pub struct Outside {
+    pub payments: Option<Payments>,
+    pub vendors: Vendors,
 }
 
 /// What the writer's commits change in memory.
@@ -195,7 +205,7 @@ impl App {
         db: Db,
         clock: Arc<dyn Clock>,
         operator_hash: String,
-        payments: Option<Payments>,
+        outside: Outside,
         tracker: &TaskTracker,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared::new(&clock));
@@ -211,7 +221,8 @@ impl App {
             prices,
             shared,
             rate_limits,
-            payments: payments.map(Arc::new),
+            payments: outside.payments.map(Arc::new),
+            vendors: outside.vendors,
             operator_hash,
             replica: otonix_sdk::clock::new_id(),
         })

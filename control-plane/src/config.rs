@@ -214,7 +214,8 @@ pub struct Settings {
     pub price_table: Option<PathBuf>,
     /// How far lineages may grow.
     pub lineage: Lineage,
-    /// What every new agent gets.
+    pub laws_file: Option<PathBuf>,
+    /// What every new agent gets; read from its file when the server starts.
     pub laws: Option<Laws>,
     pub retention_days: Option<u32>,
     pub rate_limit: u32,
@@ -293,7 +294,8 @@ impl Options {
                 max_children: self.max_children.unwrap_or(8),
                 max_depth: self.max_depth.unwrap_or(3),
             },
-            laws: self.laws_file.as_deref().map(read_laws).transpose()?,
+            laws_file: self.laws_file,
+            laws: None,
             retention_days: self.retention_days.filter(|days| *days > 0),
             rate_limit: self.rate_limit.unwrap_or(200),
             log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
@@ -316,6 +318,20 @@ impl Settings {
             urls.extend(["127.0.0.1", "localhost", "[::1]"].map(|host| format!("{scheme}://{host}:{port}")));
         }
         urls
+    }
+
+    /// The laws in the file that is configured.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is empty or too long.
+    pub fn read_laws(&self) -> anyhow::Result<Option<Laws>> {
+        let Some(path) = &self.laws_file else { return Ok(None) };
+        let name = format!("laws-file {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
+        if text.trim().is_empty() || text.contains('\0') || text.len() > limits::MAX_LAWS_BYTES {
+            bail!("{name} must be a text of at most {} bytes", limits::MAX_LAWS_BYTES);
+        }
+        Ok(Some(Laws::new(text)))
     }
 
     /// The prices in force.
@@ -383,15 +399,6 @@ fn addresses(text: &str) -> anyhow::Result<Vec<IpAddr>> {
         .filter(|part| !part.is_empty())
         .map(|part| part.parse().with_context(|| format!("trusted-proxies: `{part}` is no IP address")))
         .collect()
-}
-
-fn read_laws(path: &Path) -> anyhow::Result<Laws> {
-    let name = || format!("laws-file {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(name)?;
-    if text.trim().is_empty() || text.contains('\0') || text.len() > limits::MAX_LAWS_BYTES {
-        bail!("{} must be a text of at most {} bytes", name(), limits::MAX_LAWS_BYTES);
-    }
-    Ok(Laws::new(text))
 }
 
 fn read_options(path: &Path) -> anyhow::Result<Options> {

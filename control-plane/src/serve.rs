@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::App;
+use crate::app::{App, Outside};
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
@@ -25,6 +25,7 @@ use crate::rest;
 use crate::service::payments::Payments;
 use crate::store::writer::Target;
 use crate::store::{Db, audit, laws, leases, migrate, replicas, settings};
+use crate::upstream::providers::Vendors;
 use crate::worker::{beats, calendar};
 
 /// How long a stop may take before what is left is dropped.
@@ -38,6 +39,7 @@ const FLUSH_TIME: Duration = Duration::from_secs(5);
 /// What keeps the server from starting.
 pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let prices = settings.prices()?;
+    settings.laws = settings.read_laws()?;
     // Whatever is made from here on is for this user alone, the database's own files too.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     make_dir(&settings.data_dir)?;
@@ -58,11 +60,11 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     migrate::migrate(&db).await.context("the database")?;
     let tracker = TaskTracker::new();
     let operator_hash = operator_hash(&settings, &db).await?;
-    let payments = payments(&settings, &db).await?;
     if let Some(laws) = &settings.laws {
         laws::keep(&db, laws, SystemClock.now()).await.context("the laws")?;
     }
-    let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, payments, &tracker);
+    let outside = Outside { payments: payments(&settings, &db).await?, vendors: Vendors::default() };
+    let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, outside, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);
     tracker.spawn(watchdog(stop.clone()));

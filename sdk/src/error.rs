@@ -132,6 +132,30 @@ codes! {
     PaymentsNotConfigured = "payments_not_configured",
     /// The vendor is not configured.
     UpstreamNotConfigured = "upstream_not_configured",
+    /// The vendor cannot be reached, or does not answer as it should.
+    UpstreamUnavailable = "upstream_unavailable",
+    /// The vendor was asked too often.
+    UpstreamBusy = "upstream_busy",
+    /// The vendor does not take this server's account or token.
+    UpstreamRefused = "upstream_refused",
+    /// Whether the vendor did it is not known yet.
+    UpstreamPending = "upstream_pending",
+    /// The exchange rate that prices are made with is too old.
+    PriceUnavailable = "price_unavailable",
+    /// The price is another than it was.
+    PriceMoved = "price_moved",
+    /// No such server can be had there now.
+    OutOfStock = "out_of_stock",
+    /// The domain cannot be registered.
+    DomainNotAvailable = "domain_not_available",
+    /// The registrar does not sell under this ending.
+    TldNotSupported = "tld_not_supported",
+    /// The order is above what the registrar takes.
+    OrderTooExpensive = "order_too_expensive",
+    /// The registrant's data are not enough, or wrong.
+    ContactRefused = "contact_refused",
+    /// The name needs the code of its language.
+    LanguageCodeRequired = "language_code_required",
     /// The body did not arrive in time.
     RequestTimeout = "request_timeout",
     /// A fault of the server.

@@ -37,7 +37,10 @@ fn a_machine_with_a_token_alone_becomes_an_agent_under_the_laws() {
     assert_eq!((&agent["name"], &agent["model"]), (&json!("scout"), &json!("m-7")), "{agent}");
     assert_eq!(agent["walletProven"], true, "{agent}");
     let read = |name: &str| fs::read_to_string(home.state().join(name)).expect(name);
-    assert_eq!((read("laws.txt"), read("genesis.txt")), ("Never harm.\n".to_owned(), "look around".to_owned()));
+    assert_eq!(
+        (read("laws.txt"), read("genesis.txt")),
+        ("Never harm.\n".to_owned(), "look around".to_owned())
+    );
     let mode = fs::metadata(home.state().join("api-key")).expect("api-key").permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     // The token is worth nothing on this disk, and is not on it.

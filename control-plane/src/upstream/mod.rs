@@ -1,4 +1,10 @@
 //! Services of others that this server asks. Each is bounded in time, trusted in nothing, and may be away.
 
 pub mod chain;
+pub mod compute;
+pub mod deadline;
 pub mod facilitator;
+pub mod names;
+pub mod price;
+pub mod providers;
+pub mod registrar;
