@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use otonix_sdk::api::enrolment::Laws;
+use otonix_sdk::limits;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::prices::{ModelPrice, PriceTable};
 use otonix_sdk::secret::Secret;
@@ -15,6 +17,7 @@ use otonix_sdk::standing::Thresholds;
 use serde::Deserialize;
 
 use crate::auth::Mode;
+use crate::service::children::Lineage;
 use crate::treasury::{Given, PaymentSettings};
 use crate::upstream::vendors::{self, VendorSettings};
 
@@ -125,6 +128,15 @@ options! {
     /// TOML or JSON file with prices of models, USDC per million tokens: `model = { input, output, cached }`.
     #[arg(env = "OTONIX_PRICE_TABLE")]
     price_table: PathBuf,
+    /// Living children that one agent may have; 0 for none (default 8).
+    #[arg(env = "OTONIX_MAX_CHILDREN")]
+    max_children: u32,
+    /// Ancestors that one agent may have (default 3).
+    #[arg(env = "OTONIX_MAX_DEPTH")]
+    max_depth: u32,
+    /// Text file with the laws that every new agent gets and hands down unchanged (default: none).
+    #[arg(env = "OTONIX_LAWS_FILE")]
+    laws_file: PathBuf,
     /// Actions and usage records older than this are deleted (default: never).
     #[arg(env = "OTONIX_RETENTION_DAYS")]
     retention_days: u32,
@@ -227,6 +239,11 @@ pub struct Settings {
     pub tiers: Thresholds,
     pub funding_grace: Duration,
     pub price_table: Option<PathBuf>,
+    /// How far lineages may grow.
+    pub lineage: Lineage,
+    pub laws_file: Option<PathBuf>,
+    /// What every new agent gets; read from its file when the server starts.
+    pub laws: Option<Laws>,
     pub retention_days: Option<u32>,
     pub rate_limit: u32,
     pub log: String,
@@ -313,6 +330,12 @@ impl Options {
             },
             funding_grace: Duration::from_secs(self.funding_grace.unwrap_or(86_400).min(3_155_760_000)),
             price_table: self.price_table,
+            lineage: Lineage {
+                max_children: self.max_children.unwrap_or(8),
+                max_depth: self.max_depth.unwrap_or(3),
+            },
+            laws_file: self.laws_file,
+            laws: None,
             retention_days: self.retention_days.filter(|days| *days > 0),
             rate_limit: self.rate_limit.unwrap_or(200),
             log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
@@ -336,6 +359,20 @@ impl Settings {
             urls.extend(["127.0.0.1", "localhost", "[::1]"].map(|host| format!("{scheme}://{host}:{port}")));
         }
         urls
+    }
+
+    /// The laws in the file that is configured.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is empty or too long.
+    pub fn read_laws(&self) -> anyhow::Result<Option<Laws>> {
+        let Some(path) = &self.laws_file else { return Ok(None) };
+        let name = format!("laws-file {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
+        if text.trim().is_empty() || text.contains('\0') || text.len() > limits::MAX_LAWS_BYTES {
+            bail!("{name} must be a text of at most {} bytes", limits::MAX_LAWS_BYTES);
+        }
+        Ok(Some(Laws::new(text)))
     }
 
     /// The prices in force.

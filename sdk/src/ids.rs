@@ -96,3 +96,7 @@ id!(
     /// A command for an agent's daemon.
     CommandId
 );
+id!(
+    /// A one-time token by which machines enrol (not the secret itself).
+    EnrolmentTokenId
+);
