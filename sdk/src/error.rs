@@ -50,6 +50,12 @@ codes! {
     UnknownKey = "unknown_key",
     /// The key was revoked.
     RevokedKey = "revoked_key",
+    /// The enrolment token is not known, or was revoked.
+    UnknownEnrolmentToken = "unknown_enrolment_token",
+    /// The enrolment token's time is over.
+    EnrolmentTokenExpired = "enrolment_token_expired",
+    /// As many machines as may have enrolled by this token.
+    EnrolmentTokenUsed = "enrolment_token_used",
     /// The operator token is needed or wrong.
     OperatorRequired = "operator_required",
     /// Known, but not allowed.
@@ -64,6 +70,10 @@ codes! {
     MethodNotAllowed = "method_not_allowed",
     /// The agent was killed.
     AgentKilled = "agent_killed",
+    /// The agent has no credits: nothing is bought or spawned for it.
+    AgentTerminated = "agent_terminated",
+    /// The agent has as many children, or ancestors, as an agent may have.
+    LineageLimitReached = "lineage_limit_reached",
     /// The name is taken.
     NameTaken = "name_taken",
     /// The wallet belongs to another agent.

@@ -20,6 +20,7 @@ pub mod problem;
 pub mod sanitise;
 
 mod agents;
+mod enrolment;
 mod keys;
 mod payments;
 mod purchases;
@@ -83,10 +84,16 @@ routes! {
     POST "/api/agents/{id}/grant" => once agents::grant;
     POST "/api/agents/{id}/topup" => sold payments::offer_topup;
     POST "/api/agents/{id}/kill" => once agents::kill;
+    POST "/api/agents/{id}/children" => once enrolment::create_child;
     GET "/api/agents/{id}/commands" => plain agents::commands;
     POST "/api/agents/{id}/commands" => once agents::command;
     GET "/api/agents/{id}/ledger" => plain agents::ledger;
     POST "/api/agents/{id}/events" => once agents::events;
+    GET "/api/enrolment-tokens" => plain enrolment::tokens;
+    POST "/api/enrolment-tokens" => once enrolment::create_token;
+    DELETE "/api/enrolment-tokens/{id}" => plain enrolment::revoke_token;
+    POST "/api/enrol" => once enrolment::enrol;
+    GET "/api/laws/{sha256}" => plain enrolment::laws;
     GET "/api/agent-actions" => plain agents::feed;
     GET "/api/sandboxes" => plain records::sandboxes;
     POST "/api/sandboxes" => once records::create_sandbox;

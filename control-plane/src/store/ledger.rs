@@ -18,6 +18,8 @@ pub const AGENT: &str = "agent";
 pub const COMPUTE: &str = "compute";
 /// Where the operator's grants come from.
 pub const GRANTS: &str = "grants";
+/// Between parent and child; always 0 after a transaction.
+pub const LINEAGE: &str = "lineage";
 /// What is set aside for a purchase, a renewal or a child.
 pub const RESERVED: &str = "reserved";
 /// The money on the chain; its balance is what the treasury holds, negated.

@@ -18,6 +18,7 @@ use crate::store::leases;
 use crate::store::writer::{Target, Tx};
 
 pub mod beats;
+pub mod births;
 pub mod calendar;
 pub mod commands;
 pub mod deposits;
@@ -109,6 +110,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     worker!("grace", second, grace::run_once);
     worker!("commands", second * 5, commands::run_once);
     worker!("healing", second * 10, healing::run_once);
+    worker!("births", second * 10, births::run_once);
     worker!("tidy", second * 60, calendar::tidy);
     let liveness = Arc::new(tokio::sync::Mutex::new(liveness::Liveness::default()));
     tracker.spawn(every(Arc::clone(app), "liveness", second * 3, stop.clone(), move |app| {

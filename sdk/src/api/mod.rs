@@ -3,6 +3,7 @@
 pub mod actions;
 pub mod agents;
 pub mod commands;
+pub mod enrolment;
 pub mod events;
 pub mod keys;
 pub mod ledger;

@@ -185,11 +185,7 @@ pub fn read_server(body: ProvisionServer) -> Result<Asked, Error> {
 ///
 /// # Errors
 /// 400, 404 for another project, 409 `out_of_stock`, 503.
-pub async fn quote_server(
-    app: &App,
-    project: u64,
-    asked: Asked,
-) -> Result<(Item, Private, MicroUsd), Error> {
+pub async fn quote_server(app: &App, project: u64, asked: Asked) -> Result<(Item, Private, MicroUsd), Error> {
     if app.vendors.project.is_some_and(|ours| ours != project) {
         return Err(Error::not_found("project", project));
     }

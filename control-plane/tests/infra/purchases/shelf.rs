@@ -113,7 +113,7 @@ impl Shelf {
             compute: Some(Arc::new(self.clone())),
             project: Some(321),
             registrar: Some(Arc::new(self.clone())),
-            dns: None,
+            ..Vendors::default()
         }
     }
 
