@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use otonix_sdk::agent::{Agent, AgentConfig, Secret as LinkSecret};
+use otonix_sdk::client::{Client, ClientConfig, Credential, RetryPolicy};
 use otonix_sdk::ids::AgentId;
 use otonix_sdk::secret::Secret;
 use rustix::fs::Mode;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::{self, Account};
+use crate::cli::enrol::{GENESIS, LAWS};
 use crate::config::{Config, OutputKind};
 use crate::local_api::{self, LocalApi};
 use crate::shared::{Notice, Parts, Settings, Shared, tier_of};
@@ -124,6 +126,11 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
     let settings: Settings = files::read_json(&settings_path)
         .with_context(|| format!("failed to read {}", settings_path.display()))?
         .unwrap_or_default();
+    let control_plane = Client::new(ClientConfig {
+        server: crate::config::check_server(&config.link.server)?,
+        credential: Credential::ApiKey(api_key.clone()),
+        retry: RetryPolicy::default(),
+    })?;
     let agent = Agent::start(link_config(&config, agent_id, &api_key, &state_dir)).await?;
     let (wanted, wants) = watch::channel(Wanted::default());
     let (progress, progresses) = watch::channel(Instant::now());
@@ -132,6 +139,7 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
     let owner_token = local_api::pay::write_owner_token(&state_dir);
     let shared = Shared::new(Parts {
         agent,
+        control_plane,
         config,
         state_dir,
         has_command: launch.is_some(),
@@ -218,6 +226,12 @@ fn environment(shared: Shared, account: Option<Account>, variables: Vec<(String,
             ("OTONIX_SURVIVAL_TIER".to_owned(), tier_of(&shared.agent.standing()).to_string()),
             ("OTONIX_MODEL".to_owned(), shared.usual_model()),
         ]);
+        for (name, file) in [("OTONIX_LAWS_FILE", LAWS), ("OTONIX_GENESIS_PROMPT_FILE", GENESIS)] {
+            let path = shared.state_dir.join(file);
+            if path.exists() {
+                environment.push((name.to_owned(), path.display().to_string()));
+            }
+        }
         environment
     })
 }

@@ -14,11 +14,23 @@ use serde::de::DeserializeOwned;
 /// # Errors
 /// What the file system says; the old content is still there.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_with(path, content, 0o600)
+}
+
+/// The same for what the agent's user reads too.
+///
+/// # Errors
+/// What the file system says; the old content is still there.
+pub fn write_readable(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_with(path, content, 0o644)
+}
+
+fn write_with(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut part = path.as_os_str().to_owned();
     part.push(format!(".{}.part", std::process::id()));
     let part = PathBuf::from(part);
-    let written = write_new(&part, content).and_then(|()| fs::rename(&part, path));
+    let written = write_new(&part, content, mode).and_then(|()| fs::rename(&part, path));
     if written.is_err() {
         // Nothing else knows this name; a leftover would only lie around.
         let _ = fs::remove_file(&part);
@@ -27,9 +39,11 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // Whatever the umask is.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()
 }

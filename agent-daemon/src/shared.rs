@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use otonix_sdk::agent::{Agent, LocalStanding};
 use otonix_sdk::api::local::ModelChoice;
+use otonix_sdk::client::Client;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::routing::{self, Catalogue, Criticality};
 use otonix_sdk::standing::SurvivalTier;
@@ -65,6 +66,8 @@ pub type Shared = Arc<Parts>;
 pub struct Parts {
     /// The link to the server.
     pub agent: Agent,
+    /// For what the link does not carry.
+    pub control_plane: Client,
     /// As read at the start.
     pub config: Config,
     /// Absolute.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::clock::Clock;
 use otonix_sdk::ids::KeyId;
 use otonix_sdk::prices::PriceTable;
@@ -27,6 +28,7 @@ use crate::service::sessions::Admission;
 use crate::store::Db;
 use crate::store::agents::AgentState;
 use crate::store::writer::{Notice, OnCommit, Writer};
+use crate::upstream::providers::Vendors;
 
 /// The server's parts.
 pub struct App {
@@ -40,10 +42,23 @@ pub struct App {
     pub rate_limits: RateLimits,
     /// How this server is paid, when it is.
     pub payments: Option<Arc<Payments>>,
+    /// Who sells servers and domains, when somebody does.
+    pub vendors: Vendors,
+    /// Who domains are registered to when a request names nobody.
+    pub registrant: Option<Contact>,
     /// SHA-256 of the operator token, hex.
     pub operator_hash: String,
     /// Names this replica.
     pub replica: Uuid,
+}
+
+/// Others that this server deals with, as far as they are configured.
+#[derive(Default)]
+pub struct Outside {
+    pub payments: Option<Payments>,
+    pub vendors: Vendors,
+    /// Who domains are registered to when a request names nobody.
+    pub registrant: Option<Contact>,
 }
 
 /// What the writer's commits change in memory.
@@ -64,6 +79,8 @@ pub struct Shared {
     pub running: parking_lot::Mutex<HashSet<[u8; 32]>>,
     pub admission: Admission,
     pub health: Health,
+    /// There is a purchase to carry out; a shortcut, the database has them all.
+    pub purchases: Notify,
     /// What the network front counts.
     pub net: Arc<Stats>,
     draining: AtomicBool,
@@ -86,6 +103,7 @@ impl Shared {
             running: parking_lot::Mutex::default(),
             admission: Admission::default(),
             health: Health::default(),
+            purchases: Notify::new(),
             net: Arc::default(),
             draining: AtomicBool::new(false),
             last_cycle: AtomicI64::new(0),
@@ -195,7 +213,7 @@ impl App {
         db: Db,
         clock: Arc<dyn Clock>,
         operator_hash: String,
-        payments: Option<Payments>,
+        outside: Outside,
         tracker: &TaskTracker,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared::new(&clock));
@@ -211,7 +229,9 @@ impl App {
             prices,
             shared,
             rate_limits,
-            payments: payments.map(Arc::new),
+            payments: outside.payments.map(Arc::new),
+            vendors: outside.vendors,
+            registrant: outside.registrant,
             operator_hash,
             replica: otonix_sdk::clock::new_id(),
         })

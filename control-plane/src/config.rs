@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use otonix_sdk::api::enrolment::Laws;
+use otonix_sdk::api::purchases::Contact;
+use otonix_sdk::limits;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::prices::{ModelPrice, PriceTable};
 use otonix_sdk::secret::Secret;
@@ -15,7 +18,11 @@ use otonix_sdk::standing::Thresholds;
 use serde::Deserialize;
 
 use crate::auth::Mode;
+use crate::service::children::Lineage;
+use crate::service::purchases::bootstrap::Package;
+use crate::service::purchases::contact;
 use crate::treasury::{Given, PaymentSettings};
+use crate::upstream::vendors::{self, VendorSettings};
 
 /// The Otonix control plane.
 #[derive(Debug, Parser)]
@@ -124,6 +131,15 @@ options! {
     /// TOML or JSON file with prices of models, USDC per million tokens: `model = { input, output, cached }`.
     #[arg(env = "OTONIX_PRICE_TABLE")]
     price_table: PathBuf,
+    /// Living children that one agent may have; 0 for none (default 8).
+    #[arg(env = "OTONIX_MAX_CHILDREN")]
+    max_children: u32,
+    /// Ancestors that one agent may have (default 3).
+    #[arg(env = "OTONIX_MAX_DEPTH")]
+    max_depth: u32,
+    /// Text file with the laws that every new agent gets and hands down unchanged (default: none).
+    #[arg(env = "OTONIX_LAWS_FILE")]
+    laws_file: PathBuf,
     /// Actions and usage records older than this are deleted (default: never).
     #[arg(env = "OTONIX_RETENTION_DAYS")]
     retention_days: u32,
@@ -171,18 +187,55 @@ options! {
     #[arg(env = "OTONIX_MIN_EXACT")]
     #[serde(deserialize_with = "text_or_number")]
     min_exact: String,
-    /// Vercel API token. Until domains are sold it only makes `guarded` the default mode.
+    /// File with the contact that domains are registered to when a request names none: JSON or TOML with firstName,
+    /// lastName, email, phone, address1, city, state, zip, country (default: none, and requests must name one).
+    #[arg(env = "OTONIX_REGISTRANT_CONTACT")]
+    registrant_contact: PathBuf,
+    /// Where new servers get the daemon from: the program, or a tar.gz with it. Goes with agent-package-sha256 (default:
+    /// none, and servers for an agent are answered with 503 bootstrap_not_configured).
+    #[arg(env = "OTONIX_AGENT_PACKAGE_URL")]
+    agent_package_url: String,
+    /// SHA-256 of what is there, hex.
+    #[arg(env = "OTONIX_AGENT_PACKAGE_SHA256")]
+    agent_package_sha256: String,
+    /// Where Vercel is asked (default https://api.vercel.com).
+    #[arg(env = "OTONIX_VERCEL_URL")]
+    vercel_url: String,
+    /// Vercel API token: domains are sold and their zones kept with it; it makes `guarded` the default mode.
     #[arg(env = "OTONIX_VERCEL_TOKEN", hide_env_values = true)]
     vercel_token: String,
     /// File that holds the Vercel token.
     #[arg(env = "OTONIX_VERCEL_TOKEN_FILE")]
     vercel_token_file: PathBuf,
-    /// Cherry Servers API token. Until servers are sold it only makes `guarded` the default mode.
+    /// The Vercel team that owns the domains (default: the token's own account).
+    #[arg(env = "OTONIX_VERCEL_TEAM")]
+    vercel_team: String,
+    /// Where Cherry Servers is asked (default https://api.cherryservers.com).
+    #[arg(env = "OTONIX_CHERRY_URL")]
+    cherry_url: String,
+    /// Cherry Servers API token: servers are sold with it; it makes `guarded` the default mode.
     #[arg(env = "OTONIX_CHERRY_TOKEN", hide_env_values = true)]
     cherry_token: String,
     /// File that holds the Cherry Servers token.
     #[arg(env = "OTONIX_CHERRY_TOKEN_FILE")]
     cherry_token_file: PathBuf,
+    /// The team that is billed, by its number (default: the one that has the project).
+    #[arg(env = "OTONIX_CHERRY_TEAM")]
+    cherry_team: u64,
+    /// The project that servers are bought into, by its number.
+    #[arg(env = "OTONIX_CHERRY_PROJECT")]
+    cherry_project: u64,
+    /// Dollars for one euro, for accounts that are billed in euros. Needs eur-usd-date.
+    #[arg(env = "OTONIX_EUR_USD")]
+    #[serde(deserialize_with = "text_or_number")]
+    eur_usd: String,
+    /// The day of that rate, YYYY-MM-DD.
+    #[arg(env = "OTONIX_EUR_USD_DATE")]
+    #[serde(deserialize_with = "text_or_number")]
+    eur_usd_date: String,
+    /// How many days the rate counts; after them nothing is sold for euros (default 30).
+    #[arg(env = "OTONIX_EUR_USD_DAYS")]
+    eur_usd_days: u32,
 }
 
 /// The configuration in force.
@@ -200,12 +253,23 @@ pub struct Settings {
     pub tiers: Thresholds,
     pub funding_grace: Duration,
     pub price_table: Option<PathBuf>,
+    /// How far lineages may grow.
+    pub lineage: Lineage,
+    pub laws_file: Option<PathBuf>,
+    /// What every new agent gets; read from its file when the server starts.
+    pub laws: Option<Laws>,
     pub retention_days: Option<u32>,
     pub rate_limit: u32,
     pub log: String,
     pub log_format: Option<LogFormat>,
     /// How this server is paid; `None` when it is not.
     pub payments: Option<PaymentSettings>,
+    /// The file with whoever domains are registered to when a request names nobody.
+    pub registrant_contact: Option<PathBuf>,
+    /// Where new servers get the daemon from.
+    pub agent_package: Option<Package>,
+    /// The accounts at vendors.
+    pub vendors: VendorSettings,
 }
 
 impl Options {
@@ -227,14 +291,25 @@ impl Options {
         let database = secret("database", self.database, self.database_file)?;
         let database = database
             .unwrap_or_else(|| Secret::new(format!("sqlite://{}", data_dir.join("otonix.db").display())));
-        let vendor_token = self.settle_key_file.is_some()
-            | secret("vercel-token", self.vercel_token, self.vercel_token_file)?.is_some()
-            | secret("cherry-token", self.cherry_token, self.cherry_token_file)?.is_some();
+        let vendors = vendors::Given {
+            vercel_url: self.vercel_url,
+            vercel_token: secret("vercel-token", self.vercel_token, self.vercel_token_file)?,
+            vercel_team: self.vercel_team,
+            cherry_url: self.cherry_url,
+            cherry_token: secret("cherry-token", self.cherry_token, self.cherry_token_file)?,
+            cherry_team: self.cherry_team,
+            cherry_project: self.cherry_project,
+            eur_usd: self.eur_usd,
+            eur_usd_date: self.eur_usd_date,
+            eur_usd_days: self.eur_usd_days,
+        };
+        let vendors = vendors.resolve()?;
+        let spends = self.settle_key_file.is_some() || vendors.vercel.is_some() || vendors.cherry.is_some();
         let operator_token = secret("operator-token", self.operator_token, self.operator_token_file)?;
         if operator_token.as_ref().is_some_and(|token| token.expose().len() < 16) {
             bail!("operator-token must have at least 16 characters");
         }
-        let mode = mode(self.mode, listen, vendor_token)?;
+        let mode = mode(self.mode, listen, spends)?;
         let payments = Given {
             rpc: self.chain_rpc,
             chain_id: self.chain_id,
@@ -273,11 +348,20 @@ impl Options {
             },
             funding_grace: Duration::from_secs(self.funding_grace.unwrap_or(86_400).min(3_155_760_000)),
             price_table: self.price_table,
+            lineage: Lineage {
+                max_children: self.max_children.unwrap_or(8),
+                max_depth: self.max_depth.unwrap_or(3),
+            },
+            laws_file: self.laws_file,
+            laws: None,
             retention_days: self.retention_days.filter(|days| *days > 0),
             rate_limit: self.rate_limit.unwrap_or(200),
             log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format,
             payments: payments.resolve()?,
+            registrant_contact: self.registrant_contact,
+            agent_package: package(self.agent_package_url, self.agent_package_sha256)?,
+            vendors,
         })
     }
 }
@@ -297,6 +381,20 @@ impl Settings {
         urls
     }
 
+    /// The laws in the file that is configured.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is empty or too long.
+    pub fn read_laws(&self) -> anyhow::Result<Option<Laws>> {
+        let Some(path) = &self.laws_file else { return Ok(None) };
+        let name = format!("laws-file {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
+        if text.trim().is_empty() || text.contains('\0') || text.len() > limits::MAX_LAWS_BYTES {
+            bail!("{name} must be a text of at most {} bytes", limits::MAX_LAWS_BYTES);
+        }
+        Ok(Some(Laws::new(text)))
+    }
+
     /// The prices in force.
     ///
     /// # Errors
@@ -304,6 +402,14 @@ impl Settings {
     pub fn prices(&self) -> anyhow::Result<PriceTable> {
         let Some(path) = &self.price_table else { return Ok(PriceTable::default()) };
         read_prices(path).with_context(|| format!("price-table {}", path.display()))
+    }
+
+    /// Who domains are registered to when a request names nobody.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something is missing in it.
+    pub fn registrant(&self) -> anyhow::Result<Option<Contact>> {
+        self.registrant_contact.as_deref().map(read_contact).transpose()
     }
 }
 
@@ -327,12 +433,12 @@ fn text_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<O
     Ok(Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
 }
 
-fn mode(asked: Option<ModeName>, listen: SocketAddr, vendor_token: bool) -> anyhow::Result<Mode> {
+fn mode(asked: Option<ModeName>, listen: SocketAddr, spends: bool) -> anyhow::Result<Mode> {
     match asked {
         Some(ModeName::Guarded) => Ok(Mode::Guarded),
         Some(ModeName::Open) if listen.ip().is_loopback() => Ok(Mode::Open),
         Some(ModeName::Open) => bail!("mode open serves this machine only: listen on a loopback address"),
-        None if listen.ip().is_loopback() && !vendor_token => Ok(Mode::Open),
+        None if listen.ip().is_loopback() && !spends => Ok(Mode::Open),
         None => Ok(Mode::Guarded),
     }
 }
@@ -362,6 +468,34 @@ fn addresses(text: &str) -> anyhow::Result<Vec<IpAddr>> {
         .filter(|part| !part.is_empty())
         .map(|part| part.parse().with_context(|| format!("trusted-proxies: `{part}` is no IP address")))
         .collect()
+}
+
+fn read_contact(path: &Path) -> anyhow::Result<Contact> {
+    let read = || -> anyhow::Result<Contact> {
+        let text = std::fs::read_to_string(path)?;
+        let is_json = path.extension().is_some_and(|extension| extension == "json");
+        let contact: Contact = if is_json { serde_json::from_str(&text)? } else { toml::from_str(&text)? };
+        contact::check(&contact)?;
+        Ok(contact)
+    };
+    read().with_context(|| format!("registrant-contact {}", path.display()))
+}
+
+fn package(url: Option<String>, sha256: Option<String>) -> anyhow::Result<Option<Package>> {
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    match (given(url), given(sha256)) {
+        (None, None) => Ok(None),
+        (Some(url), Some(sha256)) => {
+            if !(url.starts_with("https://") || url.starts_with("http://")) {
+                bail!("agent-package-url must start with http:// or https://");
+            }
+            if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                bail!("agent-package-sha256 must be 64 hex digits");
+            }
+            Ok(Some(Package { url, sha256: sha256.to_ascii_lowercase() }))
+        }
+        _ => bail!("agent-package-url and agent-package-sha256 go together"),
+    }
 }
 
 fn read_options(path: &Path) -> anyhow::Result<Options> {

@@ -9,13 +9,15 @@ use otonix_sdk::error::ErrorCode;
 
 use crate::error::Error;
 
-/// Keys that an address may make without a key: five a second, after a first burst.
+/// Keys that an address may make without a key, and machines that may enrol from it: five a second, after a first
+/// burst.
 const ANONYMOUS_KEYS_PER_SECOND: u32 = 5;
 const ANONYMOUS_KEYS_BURST: u32 = 300;
 
 /// Limits by address.
 pub struct RateLimits {
     anonymous_keys: DefaultKeyedRateLimiter<IpAddr>,
+    enrolments: DefaultKeyedRateLimiter<IpAddr>,
     /// Requests without key or token from other machines.
     anonymous: Option<DefaultKeyedRateLimiter<IpAddr>>,
 }
@@ -38,8 +40,8 @@ impl RateLimits {
     pub fn new(anonymous_per_second: u32) -> Self {
         let anonymous = (anonymous_per_second > 0)
             .then(|| RateLimiter::keyed(quota(anonymous_per_second, anonymous_per_second.saturating_mul(5))));
-        let anonymous_keys = RateLimiter::keyed(quota(ANONYMOUS_KEYS_PER_SECOND, ANONYMOUS_KEYS_BURST));
-        Self { anonymous_keys, anonymous }
+        let few = || RateLimiter::keyed(quota(ANONYMOUS_KEYS_PER_SECOND, ANONYMOUS_KEYS_BURST));
+        Self { anonymous_keys: few(), enrolments: few(), anonymous }
     }
 
     /// A key is asked for without a key.
@@ -48,6 +50,14 @@ impl RateLimits {
     /// [`Error::Busy`] over the limit.
     pub fn anonymous_key(&self, ip: IpAddr) -> Result<(), Error> {
         check(&self.anonymous_keys, ip, "too many keys were made from this address")
+    }
+
+    /// A machine wants to enrol.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] over the limit.
+    pub fn enrolment(&self, ip: IpAddr) -> Result<(), Error> {
+        check(&self.enrolments, ip, "too many enrolments from this address")
     }
 
     /// Anything is asked for without key or token. Callers on this machine are not counted.
@@ -64,6 +74,7 @@ impl RateLimits {
     /// Forgets addresses that have been quiet.
     pub fn tidy(&self) {
         self.anonymous_keys.retain_recent();
+        self.enrolments.retain_recent();
         if let Some(limiter) = &self.anonymous {
             limiter.retain_recent();
         }

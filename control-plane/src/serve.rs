@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use otonix_sdk::clock::SystemClock;
+use otonix_sdk::clock::{Clock as _, SystemClock};
 use otonix_sdk::secret::Secret;
 use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::App;
+use crate::app::{App, Outside};
 use crate::auth::{Mode, hash_secret, random_hex};
 use crate::config::Settings;
 use crate::net::{self, Front, Limits, Tls};
@@ -24,7 +24,7 @@ use crate::reconcile::{Reconciled, reconcile};
 use crate::rest;
 use crate::service::payments::Payments;
 use crate::store::writer::Target;
-use crate::store::{Db, audit, leases, migrate, replicas, settings};
+use crate::store::{Db, audit, laws, leases, migrate, replicas, settings};
 use crate::worker::{beats, calendar};
 
 /// How long a stop may take before what is left is dropped.
@@ -38,6 +38,8 @@ const FLUSH_TIME: Duration = Duration::from_secs(5);
 /// What keeps the server from starting.
 pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let prices = settings.prices()?;
+    let registrant = settings.registrant()?;
+    settings.laws = settings.read_laws()?;
     // Whatever is made from here on is for this user alone, the database's own files too.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     make_dir(&settings.data_dir)?;
@@ -58,8 +60,12 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     migrate::migrate(&db).await.context("the database")?;
     let tracker = TaskTracker::new();
     let operator_hash = operator_hash(&settings, &db).await?;
+    if let Some(laws) = &settings.laws {
+        laws::keep(&db, laws, SystemClock.now()).await.context("the laws")?;
+    }
     let payments = payments(&settings, &db).await?;
-    let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, payments, &tracker);
+    let outside = Outside { payments, vendors: settings.vendors.connect()?, registrant };
+    let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, outside, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);
     tracker.spawn(watchdog(stop.clone()));

@@ -50,6 +50,12 @@ codes! {
     UnknownKey = "unknown_key",
     /// The key was revoked.
     RevokedKey = "revoked_key",
+    /// The enrolment token is not known, or was revoked.
+    UnknownEnrolmentToken = "unknown_enrolment_token",
+    /// The enrolment token's time is over.
+    EnrolmentTokenExpired = "enrolment_token_expired",
+    /// As many machines as may have enrolled by this token.
+    EnrolmentTokenUsed = "enrolment_token_used",
     /// The operator token is needed or wrong.
     OperatorRequired = "operator_required",
     /// Known, but not allowed.
@@ -64,6 +70,10 @@ codes! {
     MethodNotAllowed = "method_not_allowed",
     /// The agent was killed.
     AgentKilled = "agent_killed",
+    /// The agent has no credits: nothing is bought or spawned for it.
+    AgentTerminated = "agent_terminated",
+    /// The agent has as many children, or ancestors, as an agent may have.
+    LineageLimitReached = "lineage_limit_reached",
     /// The name is taken.
     NameTaken = "name_taken",
     /// The wallet belongs to another agent.
@@ -122,6 +132,30 @@ codes! {
     PaymentsNotConfigured = "payments_not_configured",
     /// The vendor is not configured.
     UpstreamNotConfigured = "upstream_not_configured",
+    /// The vendor cannot be reached, or does not answer as it should.
+    UpstreamUnavailable = "upstream_unavailable",
+    /// The vendor was asked too often.
+    UpstreamBusy = "upstream_busy",
+    /// The vendor does not take this server's account or token.
+    UpstreamRefused = "upstream_refused",
+    /// Whether the vendor did it is not known yet.
+    UpstreamPending = "upstream_pending",
+    /// The exchange rate that prices are made with is too old.
+    PriceUnavailable = "price_unavailable",
+    /// The price is another than it was.
+    PriceMoved = "price_moved",
+    /// No such server can be had there now.
+    OutOfStock = "out_of_stock",
+    /// The domain cannot be registered.
+    DomainNotAvailable = "domain_not_available",
+    /// The registrar does not sell under this ending.
+    TldNotSupported = "tld_not_supported",
+    /// The order is above what the registrar takes.
+    OrderTooExpensive = "order_too_expensive",
+    /// The registrant's data are not enough, or wrong.
+    ContactRefused = "contact_refused",
+    /// The name needs the code of its language.
+    LanguageCodeRequired = "language_code_required",
     /// The body did not arrive in time.
     RequestTimeout = "request_timeout",
     /// A fault of the server.
@@ -138,6 +172,14 @@ codes! {
     SpoolFull = "spool_full",
     /// The machine's disk refused the write.
     DiskFull = "disk_full",
+    /// Installing the daemon on a new server is not configured.
+    BootstrapNotConfigured = "bootstrap_not_configured",
+    /// A registrant contact is needed.
+    ContactRequired = "contact_required",
+    /// What was paid for could not be bought.
+    PurchaseFailed = "purchase_failed",
+    /// The same thing is being bought already.
+    PurchaseUnderWay = "purchase_under_way",
 }
 
 /// An error as it is sent.

@@ -96,3 +96,11 @@ id!(
     /// A command for an agent's daemon.
     CommandId
 );
+id!(
+    /// Something that is bought at a vendor.
+    PurchaseId
+);
+id!(
+    /// A one-time token by which machines enrol (not the secret itself).
+    EnrolmentTokenId
+);

@@ -15,6 +15,14 @@ pub const DETAILS: RangeInclusive<usize> = 0..=16_384;
 pub const MODEL: RangeInclusive<usize> = 1..=128;
 /// Characters of a genesis prompt.
 pub const GENESIS_PROMPT: RangeInclusive<usize> = 0..=65_536;
+/// Characters of a tag.
+pub const TAG: RangeInclusive<usize> = 1..=64;
+/// Seconds that an enrolment token may be used.
+pub const ENROLMENT_TTL: RangeInclusive<u32> = 60..=2_592_000;
+/// Machines that may enrol by one token.
+pub const ENROLMENT_USES: RangeInclusive<u32> = 1..=1000;
+/// Bytes of the operator's laws.
+pub const MAX_LAWS_BYTES: usize = 256 * 1024;
 /// Seconds between heartbeats.
 pub const HEARTBEAT_INTERVAL: RangeInclusive<u32> = 5..=86_400;
 /// The model of an agent that names none.

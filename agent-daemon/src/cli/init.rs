@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use otonix_sdk::api::agents::{Agent, RegisterAgent, Registered};
+use otonix_sdk::api::agents::{Agent, RegisterAgent};
 use otonix_sdk::api::events::Standing;
-use otonix_sdk::client::{Client, ClientConfig, Credential, RetryPolicy};
 use otonix_sdk::clock::{Clock as _, SystemClock};
 use otonix_sdk::limits;
 use otonix_sdk::link::standing;
@@ -15,7 +14,7 @@ use otonix_sdk::secret::Secret;
 use otonix_sdk::standing::Thresholds;
 use otonix_sdk::wallet::{Wallet, keystore, random_passphrase};
 
-use super::{API_KEY, KEYSTORE, PASSPHRASE, Place, api_key, load_config, passphrase, runtime, say};
+use super::{API_KEY, KEYSTORE, PASSPHRASE, Place, api_key, enrol, load_config, passphrase, runtime, say};
 use crate::config::{self, Config, Identity};
 use crate::{app, files};
 
@@ -31,6 +30,12 @@ pub(super) struct Init {
     /// A file with the API key
     #[arg(long, env = "OTONIX_API_KEY_FILE", value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// A one-time enrolment token, in place of an API key; better in OTONIX_ENROL or a file
+    #[arg(long, env = "OTONIX_ENROL", hide_env_values = true, value_name = "TOKEN")]
+    enrol: Option<Secret>,
+    /// A file with the enrolment token
+    #[arg(long, env = "OTONIX_ENROL_FILE", value_name = "FILE")]
+    enrol_file: Option<PathBuf>,
     /// The agent's name; the same owner and name are the same agent
     #[arg(long, env = "OTONIX_NAME", value_name = "NAME")]
     name: Option<String>,
@@ -58,34 +63,39 @@ impl Init {
         let _lock = lock.context("another init runs on this state directory")?;
         let config_file = place.config_file(&state_dir);
         let config = load_config(place, &state_dir)?;
-        let request = self.request(&config)?;
+        let token = self.token()?;
+        let request = self.request(&config, token.is_some())?;
         let server = config::check_server(self.server.as_deref().unwrap_or(&config.link.server))?;
-        let key = api_key(self.api_key.clone(), self.api_key_file.as_deref(), &state_dir)?;
+        let given = api_key(self.api_key.clone(), self.api_key_file.as_deref(), &state_dir);
+        // Without a key and without a token nothing is made.
+        let given = if token.is_some() { given.ok() } else { Some(given?) };
 
         let (wallet, made) = open_or_make_wallet(&state_dir, self.passphrase_file.as_deref())?;
-        let credential = Credential::ApiKey(key.clone());
-        let client =
-            Client::new(ClientConfig { server: server.clone(), credential, retry: RetryPolicy::default() })?;
-        let now = SystemClock.now().timestamp();
         let address = wallet.address().to_string();
-        let request = RegisterAgent {
-            wallet_proof: Some(wallet.wallet_proof(&request.name, server.as_str(), now)),
-            wallet_address: Some(address.clone()),
-            ..request
+        let model = request.model.clone();
+        let runtime = runtime()?;
+        let (agent, key) = match (token, given) {
+            (Some(token), given) => {
+                let known = config.agent.id.zip(given);
+                let becoming = enrol::enrol(&server, &token, known, &wallet, request, self.name.clone());
+                runtime.block_on(becoming)?
+            }
+            (None, Some(key)) => {
+                let known = config.agent.id;
+                let becoming = enrol::register(&server, &key, known, &wallet, request);
+                (runtime.block_on(becoming)?, key)
+            }
+            (None, None) => bail!("there is no API key"),
         };
         drop(wallet);
-        let registered: Registered = runtime()?
-            .block_on(client.register_agent(&request))
-            .with_context(|| format!("failed to register at {server}"))?;
-
-        let agent = registered.agent;
+        runtime.block_on(enrol::keep_birth(&server, &key, &agent, &state_dir))?;
         files::write_private(&state_dir.join(API_KEY), format!("{}\n", key.expose()).as_bytes())
             .context("failed to keep the API key")?;
         let identity = Identity {
             server: server.as_str().to_owned(),
             id: agent.id,
             name: agent.name.clone(),
-            model: request.model.unwrap_or_else(|| agent.model.clone()),
+            model: model.unwrap_or_else(|| agent.model.clone()),
             wallet_address: address.clone(),
         };
         remember_standing(&state_dir, &agent).context("failed to keep the standing")?;
@@ -105,13 +115,27 @@ impl Init {
         Ok(())
     }
 
-    /// What to register, the wallet apart.
-    fn request(&self, config: &Config) -> anyhow::Result<RegisterAgent> {
+    fn token(&self) -> anyhow::Result<Option<Secret>> {
+        match (&self.enrol, &self.enrol_file) {
+            (Some(token), _) => Ok(Some(token.clone())),
+            (None, Some(file)) => super::secret_file(file)?
+                .with_context(|| format!("there is no enrolment token in {}", file.display()))
+                .map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// What to register, the wallet apart. Who enrols is who the token says, and leaves open what nobody has chosen.
+    fn request(&self, config: &Config, enrols: bool) -> anyhow::Result<RegisterAgent> {
         let known = Some(config.agent.name.clone()).filter(|name| !name.is_empty());
-        let Some(name) = self.name.clone().or_else(|| known.clone()) else {
-            bail!("the agent needs a name: give --name");
+        let name = match self.name.clone().or_else(|| known.clone()) {
+            Some(name) => name,
+            None if enrols => String::new(),
+            None => bail!("the agent needs a name: give --name"),
         };
-        limits::check_name("name", &name, limits::NAME)?;
+        if !name.is_empty() {
+            limits::check_name("name", &name, limits::NAME)?;
+        }
         if let (Some(id), Some(known)) = (config.agent.id, known) {
             ensure!(
                 known == name,
@@ -127,16 +151,20 @@ impl Init {
             }
             None => None,
         };
-        let model = self.model.clone().unwrap_or_else(|| config.agent.model.clone());
-        limits::check_name("model", &model, limits::MODEL)?;
+        let model = self.model.clone().or_else(|| (!enrols).then(|| config.agent.model.clone()));
+        if let Some(model) = &model {
+            limits::check_name("model", model, limits::MODEL)?;
+        }
+        let interval =
+            self.heartbeat_interval.or_else(|| (!enrols).then_some(config.link.heartbeat_interval));
         Ok(RegisterAgent {
             name,
-            model: Some(model),
+            model,
             vps_ip: config.link.vps_ip.clone(),
             wallet_address: None,
             wallet_proof: None,
             genesis_prompt,
-            heartbeat_interval: Some(self.heartbeat_interval.unwrap_or(config.link.heartbeat_interval)),
+            heartbeat_interval: interval,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod doctor;
+pub(crate) mod enrol;
 mod init;
 mod journal;
 mod log;

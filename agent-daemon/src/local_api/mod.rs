@@ -3,6 +3,7 @@
 //! Only root, the daemon's user and the agent's user are served. Connections, heads, bodies and open event streams
 //! are bounded. What it accepts is on disk before it answers.
 
+mod children;
 mod connection;
 mod events;
 pub mod pay;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::problem::Refusal;
 use super::seats::MAX_CONNECTIONS;
-use super::{events, pay, records};
+use super::{children, events, pay, records};
 use crate::payments::PaymentsStatus;
 use crate::shared::{Shared, tier_of};
 
@@ -28,6 +28,7 @@ pub(super) fn router(shared: Shared, cancel: CancellationToken) -> Router {
         .route("/v1/model", get(model))
         .route("/v1/progress", post(progress))
         .route("/v1/pay", post(pay::pay))
+        .route("/v1/children", post(children::create))
         .route("/v1/payments", get(pay::payments))
         .route("/v1/payments/reconcile", post(pay::reconcile))
         .route("/v1/payments/{id}", get(pay::payment))

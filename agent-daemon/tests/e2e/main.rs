@@ -7,6 +7,7 @@ mod support;
 
 mod commands;
 mod demo;
+mod enrol;
 mod init;
 mod living;
 

@@ -187,6 +187,14 @@ impl Call {
         parse(&self.body)
     }
 
+    /// The JSON object in the body, or none of its fields when there is no body.
+    ///
+    /// # Errors
+    /// As [`Self::json`].
+    pub fn json_if_any<T: DeserializeOwned + Default>(&self) -> Result<T, Error> {
+        if self.body.is_empty() { Ok(T::default()) } else { self.json() }
+    }
+
     fn check_type(&self) -> Result<(), Error> {
         let Some(kind) = self.headers.get(CONTENT_TYPE) else { return Ok(()) };
         let essence = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();

@@ -20,8 +20,10 @@ pub mod problem;
 pub mod sanitise;
 
 mod agents;
+mod enrolment;
 mod keys;
 mod payments;
+mod purchases;
 mod records;
 mod system;
 mod vendors;
@@ -62,6 +64,13 @@ macro_rules! sold {
     };
 }
 
+/// The same for a route that belongs to its key's owner.
+macro_rules! sold_to_owner {
+    ($offer:path) => {
+        |call: Call| answer::once(call, |call| paid::gate_of_owner(call, $offer))
+    };
+}
+
 routes! {
     POST "/api/keys/generate" => once keys::generate;
     GET "/api/keys" => plain keys::list;
@@ -75,10 +84,16 @@ routes! {
     POST "/api/agents/{id}/grant" => once agents::grant;
     POST "/api/agents/{id}/topup" => sold payments::offer_topup;
     POST "/api/agents/{id}/kill" => once agents::kill;
+    POST "/api/agents/{id}/children" => once enrolment::create_child;
     GET "/api/agents/{id}/commands" => plain agents::commands;
     POST "/api/agents/{id}/commands" => once agents::command;
     GET "/api/agents/{id}/ledger" => plain agents::ledger;
     POST "/api/agents/{id}/events" => once agents::events;
+    GET "/api/enrolment-tokens" => plain enrolment::tokens;
+    POST "/api/enrolment-tokens" => once enrolment::create_token;
+    DELETE "/api/enrolment-tokens/{id}" => plain enrolment::revoke_token;
+    POST "/api/enrol" => once enrolment::enrol;
+    GET "/api/laws/{sha256}" => plain enrolment::laws;
     GET "/api/agent-actions" => plain agents::feed;
     GET "/api/sandboxes" => plain records::sandboxes;
     POST "/api/sandboxes" => once records::create_sandbox;
@@ -98,10 +113,12 @@ routes! {
     GET "/api/orders" => plain payments::orders;
     GET "/api/refunds" => plain payments::refunds;
     POST "/api/refunds/{id}/resolve" => once payments::resolve_refund;
+    GET "/api/purchases" => plain purchases::purchases;
+    POST "/api/purchases/{id}/resolve" => once purchases::resolve_purchase;
     GET "/api/vercel/status" => plain vendors::status;
     GET "/api/vercel/payment-config" => plain payments::config;
     POST "/api/vercel/check" => once vendors::check;
-    POST "/api/vercel/register" => once vendors::buy_domain;
+    POST "/api/vercel/register" => sold purchases::offer_domain;
     GET "/api/vercel/domains" => plain vendors::own_things;
     GET "/api/vercel/dns/{domain}" => plain vendors::own_things;
     POST "/api/vercel/dns/{domain}" => once vendors::own_things;
@@ -113,7 +130,8 @@ routes! {
     GET "/api/cherry/teams" => plain vendors::operators;
     GET "/api/cherry/projects/{teamId}" => plain vendors::operators;
     GET "/api/cherry/servers/{id}" => plain vendors::own_things;
-    POST "/api/cherry/servers/{id}" => once vendors::buy_server;
+    POST "/api/cherry/servers/{id}" => sold_to_owner purchases::offer_server;
+    POST "/api/cherry/servers/{id}/extend" => sold_to_owner purchases::offer_period;
     DELETE "/api/cherry/servers/{id}" => plain vendors::act_on_server;
     POST "/api/cherry/servers/{id}/actions" => once vendors::act_on_server;
     GET "/healthz" => plain system::healthz;

@@ -10,7 +10,7 @@ use otonix_sdk::prices::PriceTable;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::auth::{Caller, Principal, Scope};
+use crate::auth::{Caller, Scope};
 use crate::error::Error;
 use crate::service::{acting_agent, linked_agent, may_record, record_owner};
 use crate::store::batch::{EventRow, EventsItem, LoggedAction, NewEvent, UsedModel};
@@ -110,13 +110,10 @@ pub async fn log_action(
 pub async fn log_usage(
     app: &App,
     caller: &Caller,
-    mut body: LogUsage,
+    body: LogUsage,
     keep: Keep<ComputeLog>,
 ) -> Result<Written<ComputeLog>, Error> {
     may_record(caller)?;
-    if let Principal::Key(key) = caller.principal {
-        body.agent_id = body.agent_id.or(key.agent);
-    }
     let agent = linked_agent(app, caller, body.agent_id).await?;
     if let Some(state) = &agent
         && state.killed

@@ -12,16 +12,16 @@ use otonix_sdk::ids::{AgentId, TransactionId};
 use otonix_sdk::limits;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::standing::{AgentStatus, SurvivalTier, standing};
-use otonix_sdk::wallet::{Wallet, parse_address, verify_wallet_proof};
+use otonix_sdk::wallet::{Wallet, parse_address};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::{Caller, Scope};
 use crate::error::Error;
-use crate::service::agent_state;
+use crate::service::{agent_state, wallets};
 use crate::store::actions::{self, ActionRow};
-use crate::store::agents::{Namesake, NewAgent, Refresh};
+use crate::store::agents::{AgentState, Namesake, NewAgent, Refresh};
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::transactions::Reporter;
 use crate::store::writer::{IdemFor, Target, Tx, Written};
@@ -43,6 +43,7 @@ struct Registration {
     wallet: Option<String>,
     proven: bool,
     grace: TimeDelta,
+    laws: Option<String>,
 }
 
 /// Registers an agent, or finds the one that this owner has under this name.
@@ -81,6 +82,7 @@ pub async fn register(
         wallet: body.wallet_address,
         proven,
         grace: TimeDelta::from_std(app.settings.funding_grace).unwrap_or(TimeDelta::MAX),
+        laws: app.settings.laws.as_ref().map(|laws| laws.sha256.clone()),
     };
     app.writer.run(Target::Alone, idem, move |tx| Box::pin(register_in(tx, registration))).await
 }
@@ -95,19 +97,15 @@ fn prove_wallet(app: &App, body: &RegisterAgent) -> Result<bool, Error> {
     };
     parse_address(address).map_err(|why| Error::invalid("walletAddress", why.to_string()))?;
     let Some(proof) = &body.wallet_proof else { return Ok(false) };
-    let now = app.clock.now();
-    let mut why = None;
-    for url in app.settings.proof_urls() {
-        match verify_wallet_proof(address, &body.name, &url, proof, now) {
-            Ok(()) => return Ok(true),
-            Err(error) => why = why.or(Some(error.to_string())),
-        }
-    }
-    let why = why.unwrap_or_else(|| "does not hold".to_owned());
-    Err(Error::Invalid { code: ErrorCode::InvalidWalletProof, field: "walletProof".to_owned(), why })
+    wallets::check_proof(app, address, [body.name.as_str()].into_iter(), proof)?;
+    Ok(true)
 }
 
-fn read_ip(text: Option<&str>) -> Result<Option<String>, Error> {
+/// An address of a machine; `0.0.0.0` says nothing.
+///
+/// # Errors
+/// 400 naming the field.
+pub(crate) fn read_ip(text: Option<&str>) -> Result<Option<String>, Error> {
     let Some(text) = text.map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
     let ip: IpAddr = text.parse().map_err(|_| Error::invalid("vpsIp", "must be an IP address"))?;
     Ok((!ip.is_unspecified()).then(|| ip.to_string()))
@@ -157,6 +155,7 @@ async fn refresh(tx: &mut Tx, new: &Registration, known: &Namesake) -> Result<Uu
         vps_ip: new.vps_ip.clone(),
         api_key: Some(new.key),
         prove_wallet: own && new.proven,
+        laws_sha256: new.laws.clone(),
     };
     agents::refresh(tx, known.id, &change).await.map_err(wallet_taken)?;
     if known.api_key_id != Some(new.key) {
@@ -173,32 +172,81 @@ async fn insert(tx: &mut Tx, new: &Registration) -> Result<(Uuid, Option<String>
             (wallet.address().to_string(), true, Some(wallet.private_key_hex().as_str().to_owned()))
         }
     };
-    let grace_until = tx.at + new.grace;
-    let tier = standing(MicroUsd::ZERO, false, Some(grace_until), tx.at, &tx.thresholds);
-    let status = match tier {
-        SurvivalTier::Terminated => AgentStatus::Terminated,
-        SurvivalTier::Critical | SurvivalTier::Conservation | SurvivalTier::Full => AgentStatus::Active,
+    let root = NewRoot {
+        id: otonix_sdk::clock::new_id(),
+        owner: new.owner,
+        name: new.name.clone(),
+        model: new.model.clone(),
+        interval: new.interval,
+        genesis_prompt: new.genesis_prompt.clone(),
+        tag: None,
+        grace: new.grace,
+        laws: new.laws.clone(),
     };
     let agent = NewAgent {
-        id: otonix_sdk::clock::new_id(),
-        name: new.name.clone(),
-        tier,
-        status,
         wallet_address: Some(wallet_address),
         wallet_proven: proven,
-        genesis_prompt: new.genesis_prompt.clone(),
-        model: new.model.clone().unwrap_or_else(|| limits::DEFAULT_MODEL.to_owned()),
-        heartbeat_interval: new.interval.unwrap_or(limits::DEFAULT_HEARTBEAT_INTERVAL),
         api_key: Some(new.key),
-        owner: new.owner,
         vps_ip: Some(new.vps_ip.clone().unwrap_or_else(|| new.peer.clone())),
         vps_ip_sent: new.vps_ip.is_some(),
-        parent: None,
-        grace_until: Some(grace_until),
+        ..root.unfunded(tx)
     };
     agents::insert(tx, &agent).await.map_err(wallet_taken)?;
     keys::move_agent(tx, None, Some(new.key)).await?;
     Ok((agent.id, secret))
+}
+
+/// An agent without a parent, before it has a wallet and a machine.
+pub(crate) struct NewRoot {
+    pub id: Uuid,
+    pub owner: Uuid,
+    pub name: String,
+    pub model: Option<String>,
+    pub interval: Option<u32>,
+    pub genesis_prompt: Option<String>,
+    pub tag: Option<String>,
+    pub grace: TimeDelta,
+    pub laws: Option<String>,
+}
+
+impl NewRoot {
+    fn unfunded(self, tx: &Tx) -> NewAgent {
+        let grace_until = tx.at + self.grace;
+        let tier = standing(MicroUsd::ZERO, false, Some(grace_until), tx.at, &tx.thresholds);
+        let status = match tier {
+            SurvivalTier::Terminated => AgentStatus::Terminated,
+            SurvivalTier::Critical | SurvivalTier::Conservation | SurvivalTier::Full => AgentStatus::Active,
+        };
+        NewAgent {
+            id: self.id,
+            name: self.name,
+            tier,
+            status,
+            wallet_address: None,
+            wallet_proven: false,
+            genesis_prompt: self.genesis_prompt,
+            model: self.model.unwrap_or_else(|| limits::DEFAULT_MODEL.to_owned()),
+            heartbeat_interval: self.interval.unwrap_or(limits::DEFAULT_HEARTBEAT_INTERVAL),
+            api_key: None,
+            owner: self.owner,
+            vps_ip: None,
+            vps_ip_sent: false,
+            parent: None,
+            grace_until: Some(grace_until),
+            depth: 0,
+            laws_sha256: self.laws,
+            tag: self.tag,
+        }
+    }
+}
+
+/// Inserts an agent whose wallet and machine come next.
+///
+/// # Errors
+/// 503 without database.
+pub(crate) async fn insert_root(tx: &mut Tx, root: NewRoot) -> Result<(), Error> {
+    let agent = root.unfunded(tx);
+    Ok(agents::insert(tx, &agent).await?)
 }
 
 fn registered(agent: Agent, secret: Option<String>) -> Registered {
@@ -312,11 +360,29 @@ pub async fn grant(
 }
 
 async fn grant_in(tx: &mut Tx, id: AgentId, body: Grant) -> Result<Granted, Error> {
+    let state = give(tx, id, body.amount.get(), body.reason).await?;
+    Ok(Granted {
+        agent_id: id,
+        credited: body.amount.get(),
+        credits: state.credits,
+        survival_tier: state.tier,
+    })
+}
+
+/// Gives an agent credits of the operator's, with their row of the record of money.
+///
+/// # Errors
+/// 404, 409 `agent_killed`.
+pub(crate) async fn give(
+    tx: &mut Tx,
+    id: AgentId,
+    amount: MicroUsd,
+    reason: String,
+) -> Result<AgentState, Error> {
     let mut state = agents::lock_state(tx, id.uuid()).await?.ok_or_else(|| Error::not_found("agent", id))?;
     if state.killed {
         return Err(Error::agent_killed(id.uuid()));
     }
-    let amount = body.amount.get();
     let row_id = otonix_sdk::clock::new_id();
     state.funded = true;
     ledger::move_credits(tx, &mut state, "grant", ledger::GRANTS, amount, Some(row_id.to_string())).await?;
@@ -326,7 +392,7 @@ async fn grant_in(tx: &mut Tx, id: AgentId, body: Grant) -> Result<Granted, Erro
         kind: "credit".to_owned(),
         amount,
         currency: "USDC".to_owned(),
-        description: Some(body.reason),
+        description: Some(reason),
         status: "completed".to_owned(),
         from_address: None,
         to_address: None,
@@ -336,7 +402,7 @@ async fn grant_in(tx: &mut Tx, id: AgentId, body: Grant) -> Result<Granted, Erro
         created_at: tx.at,
     };
     transactions::insert(tx, &row, Reporter { owner: state.owner.uuid(), by_server: true }).await?;
-    Ok(Granted { agent_id: id, credited: amount, credits: state.credits, survival_tier: state.tier })
+    Ok(state)
 }
 
 /// Ends an agent for good, with `subtree` also its descendants.
@@ -364,14 +430,15 @@ pub async fn kill(
 
 async fn kill_in(tx: &mut Tx, id: Uuid, subtree: bool, reason: String) -> Result<Killed, Error> {
     let mut ids = vec![id];
-    let mut generation = vec![id];
+    let mut states = agents::lock_states(tx, &ids).await?;
+    let mut generation = ids.clone();
+    // A parent that is locked bears no child: once a generation is locked, its children are all there are.
     while subtree && !generation.is_empty() && ids.len() < MAX_KILLED {
         generation = agents::children(tx, &generation).await?;
         generation.retain(|child| !ids.contains(child));
+        states.extend(agents::lock_states(tx, &generation).await?);
         ids.extend(&generation);
     }
-    ids.sort_unstable();
-    let states = agents::lock_states(tx, &ids).await?;
     let mut changes = Vec::new();
     let mut lines = Vec::new();
     for mut state in states.into_iter().filter(|state| !state.killed) {

@@ -11,15 +11,19 @@ use crate::store::agents::AgentState;
 
 pub mod activity;
 pub mod agents;
+pub mod children;
 pub mod commands;
 pub mod domains;
+pub mod enrolment;
 pub mod events;
 pub mod keys;
 pub mod ledger;
 pub mod payments;
+pub mod purchases;
 pub mod sandboxes;
 pub mod sessions;
 pub mod transactions;
+mod wallets;
 
 /// The agent of an id, from memory or the database.
 ///
@@ -46,7 +50,7 @@ pub(crate) async fn acting_agent(app: &App, caller: &Caller, id: AgentId) -> Res
     Ok(state)
 }
 
-/// The agent that a body links to. Nobody known links nothing.
+/// The agent that a body links to; an agent's own key links its agent. Nobody known links nothing.
 ///
 /// # Errors
 /// [`Error::Invalid`] when it is unknown or another owner's.
@@ -55,7 +59,11 @@ pub(crate) async fn linked_agent(
     caller: &Caller,
     id: Option<AgentId>,
 ) -> Result<Option<AgentState>, Error> {
-    let Some(id) = id else { return Ok(None) };
+    let own = match caller.principal {
+        Principal::Key(key) => key.agent,
+        Principal::Operator | Principal::Anonymous => None,
+    };
+    let Some(id) = id.or(own) else { return Ok(None) };
     if caller.principal == Principal::Anonymous {
         return Ok(None);
     }

@@ -35,6 +35,10 @@ pub struct NewAgent {
     pub vps_ip_sent: bool,
     pub parent: Option<Uuid>,
     pub grace_until: Option<DateTime<Utc>>,
+    /// How many ancestors it has.
+    pub depth: i64,
+    pub laws_sha256: Option<String>,
+    pub tag: Option<String>,
 }
 
 /// Inserts an agent.
@@ -44,8 +48,8 @@ pub struct NewAgent {
 pub async fn insert(tx: &mut Tx, agent: &NewAgent) -> Result<(), StoreError> {
     const SQL: &str = "INSERT INTO agents (id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
         genesis_prompt, model, heartbeat_interval, api_key_id, owner_id, vps_ip, vps_ip_sent, total_actions, \
-        children_count, parent_id, funded, grace_until, version, created_at) \
-        VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8, $9, $10, $11, $12, $13, 0, 0, $14, $15, $16, 1, $17)";
+        children_count, parent_id, funded, grace_until, version, created_at, depth, laws_sha256, tag) \
+        VALUES ($1, $2, $3, $4, 0, $5, $6, $7, $8, $9, $10, $11, $12, $13, 0, 0, $14, $15, $16, 1, $17, $18, $19, $20)";
     let at = tx.at;
     on!(&mut tx.conn, |c| {
         sqlx::query(SQL)
@@ -66,6 +70,9 @@ pub async fn insert(tx: &mut Tx, agent: &NewAgent) -> Result<(), StoreError> {
             .bind(false)
             .bind(agent.grace_until)
             .bind(at)
+            .bind(agent.depth)
+            .bind(&agent.laws_sha256)
+            .bind(&agent.tag)
             .execute(c)
             .await?;
     });
@@ -102,6 +109,8 @@ pub struct Refresh {
     pub api_key: Option<Uuid>,
     /// The agent's own address was shown to be its.
     pub prove_wallet: bool,
+    /// The laws of an agent that has none.
+    pub laws_sha256: Option<String>,
 }
 
 /// Applies a repeated registration.
@@ -112,7 +121,8 @@ pub async fn refresh(tx: &mut Tx, id: Uuid, change: &Refresh) -> Result<(), Stor
     const SQL: &str = "UPDATE agents SET model = COALESCE($2, model), \
         heartbeat_interval = COALESCE($3, heartbeat_interval), vps_ip = COALESCE($4, vps_ip), \
         vps_ip_sent = (vps_ip_sent OR $5), api_key_id = COALESCE($6, api_key_id), \
-        wallet_proven = (wallet_proven OR $7), version = version + 1 WHERE id = $1";
+        wallet_proven = (wallet_proven OR $7), laws_sha256 = COALESCE(laws_sha256, $8), version = version + 1 \
+        WHERE id = $1";
     on!(&mut tx.conn, |c| {
         sqlx::query(SQL)
             .bind(id)
@@ -122,6 +132,7 @@ pub async fn refresh(tx: &mut Tx, id: Uuid, change: &Refresh) -> Result<(), Stor
             .bind(change.vps_ip.is_some())
             .bind(change.api_key)
             .bind(change.prove_wallet)
+            .bind(&change.laws_sha256)
             .execute(c)
             .await?;
     });
@@ -177,6 +188,71 @@ pub async fn children(tx: &mut Tx, parents: &[Uuid]) -> Result<Vec<Uuid>, StoreE
         Conn::Sqlite(c) => sqlx::query_scalar(LITE).bind(ids_json(parents)).fetch_all(c).await?,
         Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => Vec::new(),
     })
+}
+
+/// What an agent hands down to its children.
+#[derive(Debug, Clone, FromRow)]
+pub struct Ancestry {
+    pub depth: i64,
+    pub laws_sha256: Option<String>,
+    pub model: String,
+    pub heartbeat_interval: i64,
+    /// Its children that were not killed.
+    pub living_children: i64,
+}
+
+/// What a locked agent hands down.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn ancestry(tx: &mut Tx, id: Uuid) -> Result<Option<Ancestry>, StoreError> {
+    const SQL: &str = "SELECT depth, laws_sha256, model, heartbeat_interval, (SELECT count(*) FROM agents c \
+        WHERE c.parent_id = agents.id AND c.killed_at IS NULL) AS living_children FROM agents WHERE id = $1";
+    Ok(on!(&mut tx.conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?))
+}
+
+/// Counts one child more.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn add_child(tx: &mut Tx, parent: Uuid) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE agents SET children_count = children_count + 1 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(parent).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+/// What an enrolment says of an agent.
+#[derive(Debug, Clone)]
+pub struct Enrolment {
+    pub wallet_address: String,
+    pub api_key: Uuid,
+    pub vps_ip: String,
+    pub vps_ip_sent: bool,
+    pub model: Option<String>,
+    pub heartbeat_interval: Option<u32>,
+}
+
+/// Gives an agent the machine that enrols; its wallet is proven.
+///
+/// # Errors
+/// [`StoreError::Taken`] when the wallet belongs to another.
+pub async fn enrol(tx: &mut Tx, id: Uuid, enrolment: &Enrolment) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE agents SET wallet_address = $2, wallet_proven = true, api_key_id = $3, vps_ip = $4, \
+        vps_ip_sent = $5, model = COALESCE($6, model), heartbeat_interval = COALESCE($7, heartbeat_interval), \
+        version = version + 1 WHERE id = $1";
+    on!(&mut tx.conn, |c| {
+        sqlx::query(SQL)
+            .bind(id)
+            .bind(&enrolment.wallet_address)
+            .bind(enrolment.api_key)
+            .bind(&enrolment.vps_ip)
+            .bind(enrolment.vps_ip_sent)
+            .bind(&enrolment.model)
+            .bind(enrolment.heartbeat_interval.map(i64::from))
+            .execute(c)
+            .await?;
+    });
+    Ok(())
 }
 
 /// Active agents after an id, for the liveness sweep.
@@ -238,6 +314,8 @@ pub(super) struct AgentRow {
     total_actions: i64,
     children_count: i64,
     parent_id: Option<Uuid>,
+    laws_sha256: Option<String>,
+    tag: Option<String>,
     funded: bool,
     grace_until: Option<DateTime<Utc>>,
     killed_at: Option<DateTime<Utc>>,
@@ -247,7 +325,7 @@ pub(super) struct AgentRow {
 pub(super) const AGENT_COLUMNS: &str = "id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
     genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, \
     total_actions + COALESCE((SELECT CAST(SUM(s.actions) AS BIGINT) FROM streams s WHERE s.agent_id = agents.id), 0) \
-    AS total_actions, children_count, parent_id, funded, grace_until, killed_at, created_at";
+    AS total_actions, children_count, parent_id, laws_sha256, tag, funded, grace_until, killed_at, created_at";
 
 impl TryFrom<AgentRow> for Agent {
     type Error = StoreError;
@@ -272,6 +350,8 @@ impl TryFrom<AgentRow> for Agent {
             actions_count: row.total_actions,
             children_count: row.children_count,
             parent_id: row.parent_id.map(AgentId::from),
+            laws_sha256: row.laws_sha256,
+            tag: row.tag,
             // The grace matters only until the first funding.
             grace_until: row.grace_until.filter(|_| !row.funded),
             funded: row.funded,
@@ -289,7 +369,8 @@ pub async fn agent(conn: &mut Conn, id: Uuid) -> Result<Option<Agent>, StoreErro
     const SQL: &str = "SELECT id, name, status, survival_tier, credits, wallet_address, wallet_proven, \
         genesis_prompt, model, heartbeat_interval, last_heartbeat, api_key_id, owner_id, vps_ip, total_actions + \
         COALESCE((SELECT CAST(SUM(s.actions) AS BIGINT) FROM streams s WHERE s.agent_id = agents.id), 0) AS \
-        total_actions, children_count, parent_id, funded, grace_until, killed_at, created_at FROM agents WHERE id = $1";
+        total_actions, children_count, parent_id, laws_sha256, tag, funded, grace_until, killed_at, created_at \
+        FROM agents WHERE id = $1";
     let row: Option<AgentRow> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
     row.map(Agent::try_from).transpose()
 }

@@ -136,12 +136,13 @@ pub async fn lock_owner(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
     Ok(rows == 1)
 }
 
-/// How many active keys an owner has.
+/// How many active keys of its own an owner has; those of its agents are not counted.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn active_count(tx: &mut Tx, owner: Uuid) -> Result<i64, StoreError> {
-    const SQL: &str = "SELECT count(*) FROM api_keys WHERE owner_id = $1 AND status = 'active'";
+    const SQL: &str =
+        "SELECT count(*) FROM api_keys WHERE owner_id = $1 AND status = 'active' AND kind = 'owner'";
     Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(owner).fetch_one(c).await?))
 }
 
@@ -163,6 +164,15 @@ pub async fn revoke(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
 pub async fn made_by(tx: &mut Tx, id: Uuid) -> Result<Vec<Uuid>, StoreError> {
     const SQL: &str = "SELECT id FROM api_keys WHERE made_by = $1";
     Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(id).fetch_all(c).await?))
+}
+
+/// The active keys of one agent's own.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn of_agent(tx: &mut Tx, agent: Uuid) -> Result<Vec<Uuid>, StoreError> {
+    const SQL: &str = "SELECT id FROM api_keys WHERE agent_id = $1 AND kind = 'agent' AND status = 'active'";
+    Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(agent).fetch_all(c).await?))
 }
 
 /// Keys revoked since a time: what other replicas did.

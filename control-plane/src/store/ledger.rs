@@ -18,6 +18,8 @@ pub const AGENT: &str = "agent";
 pub const COMPUTE: &str = "compute";
 /// Where the operator's grants come from.
 pub const GRANTS: &str = "grants";
+/// Between parent and child; always 0 after a transaction.
+pub const LINEAGE: &str = "lineage";
 /// What is set aside for a purchase, a renewal or a child.
 pub const RESERVED: &str = "reserved";
 /// The money on the chain; its balance is what the treasury holds, negated.
@@ -26,6 +28,12 @@ pub const TREASURY: &str = "treasury";
 pub const UNMATCHED: &str = "unmatched";
 /// Money that is owed back.
 pub const REFUNDS: &str = "refunds";
+/// What was paid for goods that are not there yet.
+pub const PURCHASES_OPEN: &str = "purchases_open";
+/// What was paid for goods that were delivered.
+pub const PURCHASES: &str = "purchases";
+/// Payments that left the chain after their goods were bought: the operator's loss.
+pub const REVERSALS: &str = "reversals";
 /// What the operator took out of the treasury.
 pub const WITHDRAWALS: &str = "withdrawals";
 

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use otonix_sdk::api::actions::Action;
 use otonix_sdk::api::agents::Agent;
 use otonix_sdk::api::commands::Command;
+use otonix_sdk::api::enrolment::EnrolmentToken;
 use otonix_sdk::api::keys::Key;
 use otonix_sdk::api::ledger::LedgerEntry;
 use otonix_sdk::api::payments::{Order, Refund};
@@ -12,9 +13,11 @@ use otonix_sdk::api::usage::ComputeLog;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use crate::store::purchases::Purchase;
 use crate::store::{Conn, StoreError, on};
 use crate::store::{
-    actions, agents, commands, domains, keys, ledger, orders, refunds, sandboxes, transactions, usage,
+    actions, agents, commands, domains, enrolment, keys, ledger, orders, purchases, refunds, sandboxes,
+    transactions, usage,
 };
 
 /// A value in a filter.
@@ -145,8 +148,12 @@ lists! {
     usage: usage::UsageRead => ComputeLog, usage::COLUMNS, "compute_logs";
     /// Commands.
     commands: commands::CommandRead => Command, commands::COLUMNS, "commands";
+    /// Enrolment tokens.
+    enrolment_tokens: enrolment::Token => EnrolmentToken, enrolment::COLUMNS, "enrolment_tokens";
     /// Paid orders.
     orders: orders::OrderRead => Order, orders::COLUMNS, "orders";
+    /// Purchases.
+    purchases: purchases::PurchaseRead => Purchase, purchases::COLUMNS, "purchases";
     /// Refunds.
     refunds: refunds::RefundRead => Refund, refunds::COLUMNS, "refunds";
 }

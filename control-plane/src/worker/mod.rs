@@ -18,6 +18,7 @@ use crate::store::leases;
 use crate::store::writer::{Target, Tx};
 
 pub mod beats;
+pub mod births;
 pub mod calendar;
 pub mod commands;
 pub mod deposits;
@@ -26,6 +27,7 @@ pub mod grace;
 pub mod healing;
 pub mod liveness;
 pub mod peers;
+pub mod purchases;
 pub mod settler;
 pub mod treasury;
 
@@ -113,6 +115,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     worker!("grace", second, grace::run_once);
     worker!("commands", second * 5, commands::run_once);
     worker!("healing", second * 10, healing::run_once);
+    worker!("births", second * 10, births::run_once);
     worker!("tidy", second * 60, calendar::tidy);
     let liveness = Arc::new(tokio::sync::Mutex::new(liveness::Liveness::default()));
     tracker.spawn(every(Arc::clone(app), "liveness", second * 3, stop.clone(), move |app| {
@@ -121,6 +124,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     }));
     peers::start(app, stop, tracker);
     settler::start(app, stop, tracker);
+    purchases::start(app, stop, tracker);
     if app.payments.is_some() {
         worker!("chain", second, treasury::watch_chain);
         worker!("deposits", second * 3, deposits::run_once);

@@ -121,6 +121,8 @@ const MATRIX: &[Line] = &[
     line("GET", "/api/orders", none, any_key(200), any_key(200)),
     line("GET", "/api/refunds", none, any_key(200), any_key(200)),
     line("POST", "/api/refunds/{number}/resolve", resolve, operator(404), operator(404)),
+    line("GET", "/api/purchases", none, any_key(200), any_key(200)),
+    line("POST", "/api/purchases/{number}/resolve", resolve, operator(404), operator(404)),
     line("GET", "/api/x402/config", none, public(200), public(200)),
     line("GET", "/api/vercel/status", none, public(200), public(200)),
     line("GET", "/api/vercel/payment-config", none, public(200), public(200)),
@@ -138,6 +140,7 @@ const MATRIX: &[Line] = &[
     line("GET", "/api/cherry/projects/{number}", none, anyone(503), operator(503)),
     line("GET", "/api/cherry/servers/{number}", none, anyone(503), any_key(503)),
     line("POST", "/api/cherry/servers/{number}", server_order, key_only(503), key_only(503)),
+    line("POST", "/api/cherry/servers/{number}/extend", none, key_only(503), key_only(503)),
     line("POST", "/api/cherry/servers/{number}/actions", reboot, key_only(503), key_only(503)),
     line("DELETE", "/api/cherry/servers/{number}", none, key_only(503), key_only(503)),
     line("POST", "/api/agents/{agent}/grant", grant, operator(201), operator(201)),
@@ -146,6 +149,12 @@ const MATRIX: &[Line] = &[
     line("GET", "/api/agents/{agent}/commands", none, owner(200), owner(200)),
     line("GET", "/api/agents/{agent}/ledger", none, owner(200), owner(200)),
     line("POST", "/api/agents/{agent}/events", events, own_key(200), own_key(200)),
+    line("POST", "/api/agents/{agent}/children", child, owner(409), owner(409)),
+    line("GET", "/api/enrolment-tokens", none, any_key(200), any_key(200)),
+    line("POST", "/api/enrolment-tokens", none, any_key(201), any_key(201)),
+    line("DELETE", "/api/enrolment-tokens/{token}", none, owner(200), owner(200)),
+    line("POST", "/api/enrol", enrolment, ENROL, ENROL),
+    line("GET", "/api/laws/{number}", none, any_key(404), any_key(404)),
     line("GET", "/api/price-table", none, any_key(200), any_key(200)),
     line("GET", "/api/auth/status", none, anyone(200), anyone(200)),
     line("GET", "/api/autonomic/status", none, public(200), public(200)),
@@ -209,6 +218,19 @@ fn grant() -> Value {
     json!({"amount": 1, "reason": "x"})
 }
 
+/// A token that nobody has: whoever asks, that is what is wrong.
+const ENROL: Row = [401; 6];
+
+fn enrolment() -> Value {
+    let proof = json!({"signature": "0x00", "unixTime": 0});
+    json!({"token": "x", "walletAddress": "0x2a18000000000000000000000000000000000461", "walletProof": proof})
+}
+
+/// Nobody here has credits.
+fn child() -> Value {
+    json!({"name": unique(), "budget": 5})
+}
+
 fn reason() -> Value {
     json!({"reason": "x"})
 }
@@ -268,6 +290,9 @@ impl World {
                 _ => self.server.key("to go").await,
             };
             ("{key}", key.id)
+        } else if path.contains("{token}") {
+            let made = self.server.post("/api/enrolment-tokens").key(&self.own).json(json!({})).await.ok(201);
+            ("{token}", text(&made))
         } else if path.contains("{sandbox}") {
             let made = self.server.post("/api/sandboxes").key(&self.own).json(named()).await.ok(201);
             ("{sandbox}", text(&made))

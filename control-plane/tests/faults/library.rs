@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Parser as _;
-use otonix_control_plane::app::App;
+use otonix_control_plane::app::{App, Outside};
 use otonix_control_plane::auth::{Caller, Mode, Principal, hash_secret};
 use otonix_control_plane::config::Cli;
 use otonix_control_plane::service::{activity, agents, keys};
@@ -82,8 +82,15 @@ impl Library {
         migrate::migrate(&db).await.expect("it is brought up to date");
         let tracker = TaskTracker::new();
         let moved = Arc::new(clock.clone());
-        let app =
-            App::new(settings, PriceTable::default(), db, moved, hash_secret("operator"), None, &tracker);
+        let app = App::new(
+            settings,
+            PriceTable::default(),
+            db,
+            moved,
+            hash_secret("operator"),
+            Outside::default(),
+            &tracker,
+        );
         Self { app, clock, url, dir, database }
     }
 

@@ -69,6 +69,12 @@ pub struct Agent {
     pub actions_count: i64,
     pub children_count: i64,
     pub parent_id: Option<AgentId>,
+    /// SHA-256 (hex) of the laws it was born with.
+    #[serde(default)]
+    pub laws_sha256: Option<String>,
+    /// What its enrolment token said of it.
+    #[serde(default)]
+    pub tag: Option<String>,
     pub funded: bool,
     pub grace_until: Option<DateTime<Utc>>,
     pub killed_at: Option<DateTime<Utc>>,

@@ -10,6 +10,7 @@ use super::http::{Call, Client, encode};
 use crate::api::actions::{Action, ActionLogged, FeedAction, LogAction};
 use crate::api::agents::{Agent, Grant, Granted, HeartbeatAck, Kill, Killed, RegisterAgent, Registered};
 use crate::api::commands::{Command, NewCommand};
+use crate::api::enrolment::{ChildBorn, Enrol, Enrolled, EnrolmentToken, Laws, NewChild, NewEnrolmentToken};
 use crate::api::events::{EventsAck, PostEvents};
 use crate::api::keys::{GenerateKey, Key, KeyRevoked, NewKey};
 use crate::api::ledger::LedgerEntry;
@@ -206,6 +207,29 @@ impl Client {
     /// Gives an agent credits (operator).
     pub async fn grant(&self, id: AgentId, grant: &Grant) -> Result<Granted, ClientError> {
         self.post(&format!("/api/agents/{id}/grant"), grant).await
+    }
+
+    /// Makes an enrolment token; the only time it is shown.
+    pub async fn create_enrolment_token(
+        &self,
+        token: &NewEnrolmentToken,
+    ) -> Result<EnrolmentToken, ClientError> {
+        self.post("/api/enrolment-tokens", token).await
+    }
+
+    /// Enrols this machine. When the answer was lost and a repeat has no key, asking anew gives another one.
+    pub async fn enrol(&self, enrol: &Enrol) -> Result<Enrolled, ClientError> {
+        self.post("/api/enrol", enrol).await
+    }
+
+    /// Makes a child of an agent, paid from the agent's credits.
+    pub async fn create_child(&self, parent: AgentId, child: &NewChild) -> Result<ChildBorn, ClientError> {
+        self.post(&format!("/api/agents/{parent}/children"), child).await
+    }
+
+    /// The operator's laws of a SHA-256 in hex.
+    pub async fn laws(&self, sha256: &str) -> Result<Laws, ClientError> {
+        self.get(&format!("/api/laws/{sha256}")).await
     }
 
     /// Ends an agent for good.

@@ -22,8 +22,9 @@ use crate::service::payments::{
     Asked, MAX_TIMEOUT_SECS, Paid, Payments, Refused, Sale, Stop, outcome, paid, parts, sold, used_elsewhere,
 };
 use crate::store::payments::{self, Payment};
+use crate::store::purchases;
 use crate::store::settlements::Settlement;
-use crate::store::writer::Target;
+use crate::store::writer::{Target, Tx};
 use crate::treasury::Settler;
 use crate::upstream::chain::Ready;
 
@@ -225,6 +226,7 @@ pub async fn take(
         }
         None => match claim_of(app, parts, transfer).await? {
             Some(other) => join(app, parts, asked, other).await,
+            None if sale.goods.exclusive().is_some() => Err(under_way()),
             None => Err(order_or_key_taken(asked)),
         },
     }
@@ -248,7 +250,7 @@ async fn claim_and_sign(
                 if pen.is_some() {
                     "sent".clone_into(&mut claim.status);
                 }
-                if !payments::claim(tx, &claim).await? {
+                if !claim_in(tx, &claim).await? {
                     return Ok(None);
                 }
                 match pen {
@@ -258,6 +260,22 @@ async fn claim_and_sign(
             })
         })
         .await
+}
+
+/// Takes a payment, unless what it is for is being bought already: nobody is charged for what only one can have.
+async fn claim_in(tx: &mut Tx, claim: &Payment) -> Result<bool, Error> {
+    let name = claim.subject.as_deref().and_then(|subject| subject.strip_prefix("domain "));
+    if let Some(name) = name
+        && purchases::is_domain_live(&mut tx.conn, name).await?
+    {
+        return Ok(false);
+    }
+    Ok(payments::claim(tx, claim).await?)
+}
+
+fn under_way() -> Stop {
+    let detail = "somebody is paying for the same thing; nothing was charged";
+    Error::conflict(ErrorCode::PurchaseUnderWay, detail).into()
 }
 
 fn order_or_key_taken(asked: &Asked) -> Stop {
@@ -302,7 +320,7 @@ fn version_1(
         network: v1_name(parts.settings.chain_id).unwrap_or("base").to_owned(),
         max_amount_required: order.price.to_string(),
         resource: asked.url.clone(),
-        description: sale.description.to_owned(),
+        description: sale.description.clone(),
         mime_type: "application/json".to_owned(),
         output_schema: None,
         pay_to: parts.settings.treasury.to_string(),
@@ -403,6 +421,8 @@ fn new_claim(
         resource: asked.resource.clone(),
         idem: asked.idem,
         goods,
+        private: sale.private.clone(),
+        subject: sale.goods.exclusive(),
         agent: sale.goods.agent().map_or(Uuid::nil(), |agent| agent.uuid()),
         price: signed(checked.price),
         amount,

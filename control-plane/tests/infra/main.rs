@@ -1,0 +1,13 @@
+//! Vendors, purchases and automation from the outside: the real program against a small stateful fake of both vendors,
+//! and the clients against a stock mock server with the vendors' documents.
+
+#![expect(clippy::disallowed_methods, reason = "a client from outside has its own clock and environment")]
+
+#[expect(dead_code, reason = "shared with the example of the same name, which has other switches")]
+mod fake;
+#[expect(dead_code, unused_imports, reason = "shared with the other tests, which use the rest of it")]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod fakes;
+mod purchases;
