@@ -107,6 +107,9 @@ fn errors_have_the_contracts_form() {
     assert_eq!(not_utf8.status, 400);
     let bad_key = [("Idempotency-Key", &*"k".repeat(129))];
     assert_eq!(daemon.post_keyed("/v1/actions", "{}", &bad_key).status, 400);
+    let body = r#"{"action":"a","category":"system"}"#;
+    let two_keys = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")];
+    assert_eq!(daemon.post_keyed("/v1/actions", body, &two_keys).status, 400);
     let answer = daemon.get("/v1/model?criticality=extreme").expect("an answer");
     assert_eq!((answer.status, answer.code()), (400, "invalid_query"));
     assert_eq!(daemon.status()["spool"]["pending"].as_u64(), Some(0));

@@ -389,8 +389,10 @@ async fn a_refused_key_keeps_the_records_and_is_tried_again() {
         let id = log(&agent, "kept").await;
         until("refused", || agent.status().last_error.is_some()).await;
         assert!(!agent.status().connected);
+        until("it says so", || agent.status().refused.is_some()).await;
         server.refuse.store(false, Ordering::SeqCst);
         server.holds(&[id].into()).await;
+        until("it is over", || agent.status().connected && agent.status().refused.is_none()).await;
     }
 }
 

@@ -96,7 +96,7 @@ impl Pay {
             url: self.url.clone(),
             method: self.method.clone(),
             headers,
-            body: self.data.clone().map(Value::String),
+            body: self.data.as_ref().map(serde_json::value::to_raw_value).transpose()?,
             body_base64: None,
             max_amount: self.max_amount,
             idempotency_key: self.idempotency_key.clone(),

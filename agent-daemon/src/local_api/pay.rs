@@ -15,6 +15,7 @@ use otonix_sdk::error::ErrorCode;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::pay::{self, Asker, Client, Fetch, Fetched, HttpAnswer, HttpError, PayError};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -47,9 +48,9 @@ pub struct PayRequest {
     /// By name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
-    /// A text as it is; any other JSON value is sent as JSON.
+    /// A text as it is; any other JSON value is sent as JSON, as it is written here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub body: Option<Value>,
+    pub body: Option<Box<RawValue>>,
     /// In place of `body`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_base64: Option<String>,
@@ -172,11 +173,12 @@ pub fn fetch_of(
             let body = STANDARD.decode(text).map_err(|_| bad("`bodyBase64` must be base64"))?;
             (body, Some("application/octet-stream"))
         }
-        (Some(Value::String(text)), None) => {
+        (Some(value), None) if value.get().starts_with('"') => {
+            let text: String = serde_json::from_str(value.get()).map_err(|_| bad("`body` must be a text"))?;
             let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
             (text.into_bytes(), Some(if is_json { "application/json" } else { "text/plain" }))
         }
-        (Some(value), None) => (value.to_string().into_bytes(), Some("application/json")),
+        (Some(value), None) => (value.get().as_bytes().to_vec(), Some("application/json")),
     };
     if let Some(kind) = kind.filter(|_| !typed) {
         headers.push(("content-type".to_owned(), kind.to_owned()));
@@ -306,4 +308,28 @@ pub(super) async fn wallet(State(shared): State<Shared>) -> Result<Response, Ref
         "outstanding": client.outstanding(),
         "wei": wei.to_string(),
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use otonix_sdk::standing::SurvivalTier;
+
+    #[test]
+    fn what_is_sent_is_what_was_written() {
+        let sent = |body: &str| {
+            let text = format!(r#"{{"url":"https://shop.example/","maxAmount":1,"body":{body}}}"#);
+            let wanted: PayRequest = serde_json::from_str(&text).expect("a request");
+            let fetch = fetch_of(wanted, None, Asker::Agent, SurvivalTier::Full).expect("it can be sent");
+            (String::from_utf8(fetch.request.body).expect("text"), fetch.request.headers[0].1.clone())
+        };
+        let exact = r#"{"wei":123456789012345678901234567890.10, "a":[1e2]}"#;
+        for (body, content, kind) in [
+            (exact, exact, "application/json"),
+            (r#""plain \u00e9""#, "plain \u{e9}", "text/plain"),
+            (r#""{\"a\":1}""#, r#"{"a":1}"#, "application/json"),
+        ] {
+            assert_eq!(sent(body), (content.to_owned(), kind.to_owned()));
+        }
+    }
 }

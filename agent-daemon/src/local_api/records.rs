@@ -57,10 +57,11 @@ fn accepted(id: EventId) -> Response {
 }
 
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let Some(key) = keys.next() else { return Ok(None) };
     let key = key.to_str().unwrap_or_default();
-    if key.is_empty() || key.len() > MAX_KEY {
-        let detail = "`Idempotency-Key` must have 1 to 128 visible ASCII characters";
+    if key.is_empty() || key.len() > MAX_KEY || keys.next().is_some() {
+        let detail = "`Idempotency-Key` must be there once, with 1 to 128 visible ASCII characters";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, detail));
     }
     Ok(Some(key.to_owned()))

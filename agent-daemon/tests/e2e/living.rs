@@ -106,9 +106,20 @@ fn offline_it_goes_on_with_what_it_last_knew() {
 
 #[test]
 fn one_that_was_killed_stays_stopped() {
+    killed_over("grpc");
+}
+
+#[test]
+fn one_that_was_killed_stays_stopped_over_rest() {
+    killed_over("rest");
+}
+
+fn killed_over(transport: &str) {
     let server = Server::start();
     let (home, id) = registered(&server);
-    let daemon = home.start("echo $$ > pid; sleep 60");
+    let daemon = home.start_with("echo $$ > pid; sleep 60", |command| {
+        command.env("OTONIX_LINK_TRANSPORT", transport);
+    });
     daemon.until("it runs", |status| status["connected"] == true && status["agentProcess"] == "running");
     let pid = home.line("pid");
     server.call("POST", &format!("/api/agents/{id}/kill"), Some(&serde_json::json!({ "reason": "test" })));
@@ -135,9 +146,20 @@ fn one_that_was_killed_stays_stopped() {
 
 #[test]
 fn one_whose_key_was_revoked_says_so_and_goes_on() {
+    revoked_over("grpc");
+}
+
+#[test]
+fn one_whose_key_was_revoked_says_so_over_rest() {
+    revoked_over("rest");
+}
+
+fn revoked_over(transport: &str) {
     let server = Server::start();
     let (home, id) = registered(&server);
-    let daemon = home.start("");
+    let daemon = home.start_with("", |command| {
+        command.env("OTONIX_LINK_TRANSPORT", transport);
+    });
     daemon.until("it is connected", |status| status["connected"] == true && status["refused"].is_null());
     let key = server.agent(&id)["apiKeyId"].as_str().expect("a key").to_owned();
     server.call("DELETE", &format!("/api/keys/{key}"), None);
