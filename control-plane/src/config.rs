@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use otonix_sdk::api::enrolment::Laws;
 use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::limits;
@@ -32,6 +33,25 @@ pub struct Cli {
     pub options: Options,
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+impl Cli {
+    /// Reads arguments and environment; ends the program where they cannot be read.
+    pub fn read() -> Self {
+        let matches = Self::command().get_matches();
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        // A secret and the file that holds it are one option: a flag for either wins over the environment.
+        let names = ["database", "operator_token", "vercel_token", "cherry_token"];
+        for (name, (value, _)) in names.into_iter().zip(cli.options.secrets()) {
+            let file = matches.value_source(&format!("{name}_file"));
+            if file == Some(ValueSource::CommandLine)
+                && matches.value_source(name) == Some(ValueSource::EnvVariable)
+            {
+                *value = None;
+            }
+        }
+        cli
+    }
 }
 
 /// What to do.
@@ -282,7 +302,29 @@ impl Options {
             Some(path) => read_options(path)?,
             None => Self::default(),
         };
-        self.or(file).resolve()
+        let mut file = file;
+        let mut given = self;
+        given.hides(&mut file);
+        given.or(file).resolve()
+    }
+
+    /// A secret and the file that holds it are one option: where either is given here, neither counts there.
+    fn hides(&mut self, there: &mut Self) {
+        for (here, there) in self.secrets().into_iter().zip(there.secrets()) {
+            if here.0.is_some() || here.1.is_some() {
+                *there.0 = None;
+                *there.1 = None;
+            }
+        }
+    }
+
+    fn secrets(&mut self) -> [(&mut Option<String>, &mut Option<PathBuf>); 4] {
+        [
+            (&mut self.database, &mut self.database_file),
+            (&mut self.operator_token, &mut self.operator_token_file),
+            (&mut self.vercel_token, &mut self.vercel_token_file),
+            (&mut self.cherry_token, &mut self.cherry_token_file),
+        ]
     }
 
     fn resolve(self) -> anyhow::Result<Settings> {

@@ -3,7 +3,6 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use otonix_control_plane::config::{Cli, Command, LogFormat, Settings};
 use otonix_control_plane::{doctor, serve};
 use tracing_subscriber::EnvFilter;
@@ -11,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Before anything else: rustls needs to know its one provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = Cli::parse();
+    let cli = Cli::read();
     let command = cli.command.unwrap_or(Command::Serve);
     let outcome = cli.options.settings().and_then(|settings| {
         log(&settings)?;

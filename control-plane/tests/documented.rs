@@ -198,3 +198,32 @@ fn every_metric_is_documented() {
         assert!(text.contains(&format!("`{name}")), "docs/operations.md says nothing of {name}");
     }
 }
+
+#[test]
+fn a_flag_for_a_secret_or_its_file_wins_over_the_environment_and_both_over_the_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (good, toml) = (dir.path().join("token"), dir.path().join("c.toml"));
+    std::fs::write(&good, "a-token-that-is-long-enough").expect("our directory");
+    std::fs::write(&toml, "operator-token = 'short'").expect("our directory");
+    let check = |flags: &[&std::path::Path], variables: &[(&str, &std::path::Path)]| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_otonix-control-plane"))
+            .arg("check-config")
+            .arg("--data-dir")
+            .arg(dir.path())
+            .args(flags)
+            .env_clear()
+            .envs(variables.iter().copied())
+            .output()
+            .expect("our program")
+            .status
+            .success()
+    };
+    let [file, config, short] = ["--operator-token-file", "--config", "short"].map(std::path::Path::new);
+    assert!(!check(&[], &[("OTONIX_OPERATOR_TOKEN", short)]), "what is too short is refused");
+    assert!(check(&[file, &good], &[("OTONIX_OPERATOR_TOKEN", short)]), "the flag's file counts");
+    assert!(!check(&[config, &toml], &[]));
+    assert!(
+        check(&[config, &toml], &[("OTONIX_OPERATOR_TOKEN_FILE", &good)]),
+        "the environment's file counts"
+    );
+}

@@ -75,9 +75,22 @@ pub(super) async fn call_as_owner(
     let token = std::fs::read_to_string(place.state_dir().join(OWNER_TOKEN)).ok();
     let stream = UnixStream::connect(socket).await.context("failed to reach the daemon")?;
     let exchanged = tokio::time::timeout(timeout, exchange(stream, call, token.as_deref())).await;
-    match exchanged.context("the daemon does not answer")?? {
-        Ok(body) => Ok(Ok(serde_json::from_slice(&body).context("the daemon's answer cannot be read")?)),
+    match exchanged.context("the daemon does not answer").flatten().context(Unanswered)? {
+        Ok(body) => {
+            let value = serde_json::from_slice(&body);
+            Ok(Ok(value.context("the daemon's answer cannot be read").context(Unanswered)?))
+        }
         Err(problem) => Ok(Err(problem)),
+    }
+}
+
+/// A call reached the daemon and its answer did not come back: what it asked for may have been done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unanswered;
+
+impl std::fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the daemon was asked and its answer did not come")
     }
 }
 

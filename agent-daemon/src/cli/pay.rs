@@ -17,7 +17,7 @@ use otonix_sdk::pay::Asker;
 use otonix_sdk::standing::SurvivalTier;
 use serde_json::Value;
 
-use super::client::{self, Call};
+use super::client::{self, Call, Unanswered};
 use super::{Place, api_key, load_config, runtime};
 use crate::config::{self, Config};
 use crate::local_api::pay::{PayRequest, fetch_of, fetched_json, refusal};
@@ -81,8 +81,19 @@ impl Pay {
             } else {
                 alone(place, request, self.passphrase_file.as_deref()).await
             }
-        })?;
-        Ok(self.tell(outcome))
+        });
+        match outcome {
+            Ok(outcome) => Ok(self.tell(outcome)),
+            Err(error) if error.is::<Unanswered>() => {
+                let mut errors = std::io::stderr();
+                let _ = writeln!(
+                    errors,
+                    "otonix-agent: {error:#}; whether something was paid is in `otonix-agent journal list`"
+                );
+                Ok(UNKNOWN)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn request(&self) -> anyhow::Result<PayRequest> {

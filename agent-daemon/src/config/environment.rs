@@ -60,6 +60,10 @@ const KEYS: &[(&str, &[(&str, bool)])] = &[
 
 const TIER: &[(&str, bool)] = &[("interval", false), ("model", true), ("optional_work", false)];
 
+/// Options of the control plane that begin with the same words.
+const OF_THE_CONTROL_PLANE: &[&str] =
+    &["OTONIX_CHAIN_START_BLOCK", "OTONIX_AGENT_PACKAGE_URL", "OTONIX_AGENT_PACKAGE_SHA256"];
+
 /// The values that the environment sets. A variable that looks like a key of a section but is none is an error.
 pub(super) fn provider(variables: &[(String, String)]) -> anyhow::Result<Serialized<Dict>> {
     let mut root = Dict::new();
@@ -69,8 +73,7 @@ pub(super) fn provider(variables: &[(String, String)]) -> anyhow::Result<Seriali
         let name = if name == "ASSET" { "chain_asset".to_owned() } else { name.to_ascii_lowercase() };
         let Some((section, keys, key)) = split(&name) else { continue };
         let Some((key, is_text)) = keys.iter().find(|(known, _)| *known == key) else {
-            // An option of the control plane that begins with the same word.
-            if variable == "OTONIX_CHAIN_START_BLOCK" {
+            if OF_THE_CONTROL_PLANE.contains(&variable.as_str()) {
                 continue;
             }
             bail!("{variable} names no key of [{section}]");
