@@ -4,6 +4,8 @@ mod bench;
 mod credits;
 mod flows;
 mod histories;
+mod kills;
+mod offers;
 mod races;
 mod reversals;
 mod servers;
