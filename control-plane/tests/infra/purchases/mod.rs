@@ -1,6 +1,7 @@
 //! Purchases: settled first, then bought, each payment once, whatever the vendor does.
 
 mod bench;
+mod bootstrap;
 mod credits;
 mod flows;
 mod histories;
