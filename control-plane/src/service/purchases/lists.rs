@@ -8,8 +8,8 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::service::payments::lists::{narrow, scope};
-use crate::store::list::{self, Page, Query};
 use crate::service::purchases::machine::Status;
+use crate::store::list::{self, Page, Query};
 use crate::store::purchases::{self, Purchase};
 
 /// Purchases, newest first.

@@ -78,8 +78,9 @@ pub async fn give_back(
         let agent = state.id;
         state.funded = true;
         let reference = Some(payer.sale.to_string());
-        ledger::move_credits(tx, &mut state, "refund", from, MicroUsd::from_micros(amount), reference)
-            .await?;
+        let credited = MicroUsd::from_micros(amount);
+        ledger::move_credits(tx, &mut state, "refund", from, credited, reference).await?;
+        record(tx, &state, credited, payer, reason).await?;
         receipts::reassign(tx, payer.sale, None, agent.uuid()).await?;
         return Ok(Back::Credited(agent));
     }
@@ -111,7 +112,7 @@ async fn record(
         from_address: None,
         to_address: None,
         tx_hash: None,
-        metadata: Some(metadata),
+        metadata: Some(metadata.into()),
         agent_id: Some(state.id),
         created_at: tx.at,
     };

@@ -68,7 +68,8 @@ fn the_daemon_is_installed_enrolled_and_started_then_the_buyer_s_script_runs() {
             "own".to_owned(),
         ]
     );
-    let mode = fs::metadata(root.path().join("usr/bin/otonix-agent")).expect("it is there").permissions().mode();
+    let mode =
+        fs::metadata(root.path().join("usr/bin/otonix-agent")).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
 }
 
