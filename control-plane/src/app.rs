@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::clock::Clock;
 use otonix_sdk::ids::KeyId;
 use otonix_sdk::prices::PriceTable;
@@ -43,6 +44,8 @@ pub struct App {
     pub payments: Option<Arc<Payments>>,
     /// Who sells servers and domains, when somebody does.
     pub vendors: Vendors,
+    /// Who domains are registered to when a request names nobody.
+    pub registrant: Option<Contact>,
     /// SHA-256 of the operator token, hex.
     pub operator_hash: String,
     /// Names this replica.
@@ -54,6 +57,8 @@ pub struct App {
 pub struct Outside {
     pub payments: Option<Payments>,
     pub vendors: Vendors,
+    /// Who domains are registered to when a request names nobody.
+    pub registrant: Option<Contact>,
 }
 
 /// What the writer's commits change in memory.
@@ -74,6 +79,8 @@ pub struct Shared {
     pub running: parking_lot::Mutex<HashSet<[u8; 32]>>,
     pub admission: Admission,
     pub health: Health,
+    /// There is a purchase to carry out; a shortcut, the database has them all.
+    pub purchases: Notify,
     /// What the network front counts.
     pub net: Arc<Stats>,
     draining: AtomicBool,
@@ -96,6 +103,7 @@ impl Shared {
             running: parking_lot::Mutex::default(),
             admission: Admission::default(),
             health: Health::default(),
+            purchases: Notify::new(),
             net: Arc::default(),
             draining: AtomicBool::new(false),
             last_cycle: AtomicI64::new(0),
@@ -223,6 +231,7 @@ impl App {
             rate_limits,
             payments: outside.payments.map(Arc::new),
             vendors: outside.vendors,
+            registrant: outside.registrant,
             operator_hash,
             replica: otonix_sdk::clock::new_id(),
         })

@@ -102,6 +102,7 @@ const HANDLERS: &[&str] = &[
     "control-plane/src/rest/enrolment.rs",
     "control-plane/src/rest/keys.rs",
     "control-plane/src/rest/payments.rs",
+    "control-plane/src/rest/purchases.rs",
     "control-plane/src/rest/records.rs",
     "control-plane/src/rest/sanitise.rs",
     "control-plane/src/rest/system.rs",

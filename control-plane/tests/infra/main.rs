@@ -10,3 +10,4 @@ mod fake;
 mod support;
 
 mod fakes;
+mod purchases;
