@@ -17,11 +17,13 @@ use crate::app::App;
 use crate::error::Error;
 use crate::service::vendors::{compute, failed, registrar};
 use crate::upstream::providers::{
-    DomainName, DomainPrice, Image, Plan, Project, Refusal, Region, Slug, Team, VendorError,
+    DomainName, DomainPrice, Image, Plan, Project, Refusal, Region, Server, Slug, Team, VendorError,
 };
 
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_secs(300);
+/// How long a list of servers is: it changes by itself.
+const SERVERS_KEPT: Duration = Duration::from_secs(10);
 /// How long a failure is.
 const FAILURE_KEPT: Duration = Duration::from_secs(5);
 /// Answers kept of each kind.
@@ -54,13 +56,26 @@ impl<K: Eq + Hash + Clone, T> Kept<K, T> {
     where
         F: Future<Output = Result<T, VendorError>>,
     {
+        self.get_for(KEPT, key, share, ask).await
+    }
+
+    async fn get_for<F>(
+        &self,
+        kept: Duration,
+        key: &K,
+        share: &DefaultDirectRateLimiter,
+        ask: impl FnOnce() -> F,
+    ) -> Result<Arc<T>, Error>
+    where
+        F: Future<Output = Result<T, VendorError>>,
+    {
         if self.0.len() >= MOST {
             self.0.clear();
         }
         let slot = Arc::clone(&self.0.entry(key.clone()).or_default());
         let mut slot = slot.lock().await;
         if let Some((at, known)) = &*slot {
-            let lives = if known.is_ok() { KEPT } else { FAILURE_KEPT };
+            let lives = if known.is_ok() { kept } else { FAILURE_KEPT };
             if at.elapsed() < lives {
                 return known.clone().map_err(failed);
             }
@@ -83,6 +98,7 @@ pub struct Catalogue {
     images: Kept<Slug, Vec<Image>>,
     teams: Kept<(), Vec<Team>>,
     projects: Kept<u64, Vec<Project>>,
+    servers: Kept<u64, Vec<Server>>,
     available: Kept<DomainName, bool>,
     prices: Kept<DomainName, DomainPrice>,
     compute_reads: DefaultDirectRateLimiter,
@@ -98,6 +114,7 @@ impl Default for Catalogue {
             images: Kept::default(),
             teams: Kept::default(),
             projects: Kept::default(),
+            servers: Kept::default(),
             available: Kept::default(),
             prices: Kept::default(),
             compute_reads: share(COMPUTE_READS),
@@ -149,6 +166,15 @@ pub async fn teams(app: &App) -> Result<Arc<Vec<Team>>, Error> {
 pub async fn projects(app: &App, team: u64) -> Result<Arc<Vec<Project>>, Error> {
     let (kept, vendor) = (&app.catalogue, compute(app)?);
     kept.projects.get(&team, &kept.compute_reads, || vendor.projects(team)).await
+}
+
+/// Every server of a project.
+///
+/// # Errors
+/// As [`plans`]; 404 for a project that is not there.
+pub async fn servers(app: &App, project: u64) -> Result<Arc<Vec<Server>>, Error> {
+    let (kept, vendor) = (&app.catalogue, compute(app)?);
+    kept.servers.get_for(SERVERS_KEPT, &project, &kept.compute_reads, || vendor.servers(project)).await
 }
 
 /// Whether a name can be registered, and what a year of it costs; `None`: it cannot.

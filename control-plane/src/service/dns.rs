@@ -9,6 +9,7 @@ use crate::auth::{Caller, Principal};
 use crate::error::Error;
 use crate::service::vendors::{WRITE_TIME, failed, zones};
 use crate::store::domains;
+use crate::store::writer::{IdemFor, Target, Written};
 use crate::upstream::providers::{
     Deadline, DomainName, NewRecord, RecordData, Slug, VendorError, ZoneRecord,
 };
@@ -35,10 +36,8 @@ pub async fn zone_of(app: &App, caller: &Caller, name: &str) -> Result<DomainNam
         return Ok(domain);
     }
     let asked = domain.as_str().to_owned();
-    let found = app
-        .db
-        .read(move |conn| Box::pin(async move { domains::managed(conn, &asked).await }))
-        .await?;
+    let found =
+        app.db.read(move |conn| Box::pin(async move { domains::managed(conn, &asked).await })).await?;
     let (row, owner, ..) = found.ok_or_else(missing)?;
     let is_own = caller.owns(owner, row.agent_id.map(|agent| agent.uuid()));
     if is_own || caller.is_unrestricted() { Ok(domain) } else { Err(missing()) }
@@ -70,20 +69,27 @@ fn shown(record: ZoneRecord) -> ShownRecord {
 ///
 /// # Errors
 /// 409 when it is there already, 503 when the vendor cannot be asked or did not say.
-pub async fn add(app: &App, domain: &DomainName, record: &NewRecord) -> Result<ShownRecord, Error> {
+pub async fn add(
+    app: &App,
+    domain: &DomainName,
+    record: &NewRecord,
+    idem: Option<IdemFor<ShownRecord>>,
+) -> Result<Written<ShownRecord>, Error> {
     let vendor = zones(app)?;
-    let id = match vendor.create_record(domain, record, Deadline::after(WRITE_TIME)).await {
-        Ok(id) => id,
+    let made = match vendor.create_record(domain, record, Deadline::after(WRITE_TIME)).await {
+        Ok(id) => {
+            let kind = record.data.kind().to_owned();
+            let (name, value) = (record.name.clone(), record.data.text());
+            shown(ZoneRecord { id, name, kind, value, ttl: Some(record.ttl), system: false })
+        }
         Err(unknown @ VendorError::Unknown { .. }) => {
             let there = vendor.records(domain).await.map_err(failed)?.unwrap_or_default();
             let found = there.into_iter().find(|one| record.is(one));
-            return found.map(shown).ok_or_else(|| failed(unknown));
+            found.map(shown).ok_or_else(|| failed(unknown))?
         }
         Err(why) => return Err(failed(why)),
     };
-    let kind = record.data.kind().to_owned();
-    let (name, value) = (record.name.clone(), record.data.text());
-    Ok(shown(ZoneRecord { id, name, kind, value, ttl: Some(record.ttl), system: false }))
+    app.writer.run(Target::Shared, idem, move |_| Box::pin(async move { Ok(made) })).await
 }
 
 /// Takes a record away.
@@ -247,7 +253,11 @@ mod tests {
             (r#"{"type":"MX","value":"mail.example.com","priority":0}"#, "", "0 mail.example.com"),
             (r#"{"type":"TXT","name":"_acme-challenge","value":"a b=c"}"#, "_acme-challenge", "a b=c"),
             (r#"{"type":"NS","name":"sub","value":"ns1.example.com"}"#, "sub", "ns1.example.com"),
-            (r#"{"type":"SRV","name":"_sip._tcp","value":"1 2 5060 sip.example.com"}"#, "_sip._tcp", "1 2 5060 sip.example.com"),
+            (
+                r#"{"type":"SRV","name":"_sip._tcp","value":"1 2 5060 sip.example.com"}"#,
+                "_sip._tcp",
+                "1 2 5060 sip.example.com",
+            ),
             (
                 r#"{"type":"SRV","name":"_sip._tcp.x","priority":1,"weight":2,"port":3,"target":"sip.example.com"}"#,
                 "_sip._tcp.x",

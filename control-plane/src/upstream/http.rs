@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -46,6 +46,22 @@ pub struct Counts {
     pub limited: AtomicU64,
     /// Writes whose outcome was not known.
     pub unknown: AtomicU64,
+    /// Whether the last answer was one: 0 nothing was asked yet, 1 no, 2 yes.
+    up: AtomicU8,
+}
+
+impl Counts {
+    /// Whether the last answer was one; `None` before the first.
+    pub fn is_up(&self) -> Option<bool> {
+        match self.up.load(Ordering::Relaxed) {
+            0 => None,
+            up => Some(up == 2),
+        }
+    }
+
+    fn heard(&self, answered: bool) {
+        self.up.store(if answered { 2 } else { 1 }, Ordering::Relaxed);
+    }
 }
 
 /// One request.
@@ -224,6 +240,7 @@ impl Endpoint {
             };
             let sent =
                 request.bearer_auth(self.token.expose()).header(ACCEPT, "application/json").send().await;
+            self.counts.heard(sent.as_ref().is_ok_and(|answer| answer.status().as_u16() < 500));
             let failed = match sent {
                 Ok(response) => match take(response).await {
                     Ok((200..=299, answer)) => return Ok(answer),
@@ -304,6 +321,7 @@ impl Endpoint {
             None => request,
         };
         let sent = request.bearer_auth(self.token.expose()).header(ACCEPT, "application/json").send().await;
+        self.counts.heard(sent.as_ref().is_ok_and(|answer| answer.status().as_u16() < 500));
         let outcome = match sent {
             Ok(response) => match take(response).await {
                 Ok((200..=299, answer)) => return Ok(answer),

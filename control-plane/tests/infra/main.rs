@@ -11,3 +11,4 @@ mod support;
 
 mod fakes;
 mod purchases;
+mod vendors;

@@ -12,3 +12,4 @@ pub mod payments;
 pub mod purchases;
 pub mod records;
 pub mod usage;
+pub mod vendors;

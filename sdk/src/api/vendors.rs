@@ -32,6 +32,22 @@ pub struct CheckedDomain {
     pub renewal_price: Option<MicroUsd>,
 }
 
+/// Whether each of several domains can be registered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckedDomains {
+    pub domains: Vec<CheckedDomain>,
+}
+
+/// What was asked of a server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerTold {
+    pub id: u64,
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// accepted
+    pub status: String,
+}
+
 /// A DNS record to add. Of MX and SRV the numbers stand in `value` or in their fields.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
