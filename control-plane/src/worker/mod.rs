@@ -54,6 +54,11 @@ pub async fn hold(app: &App, name: &'static str) -> Result<Option<Held>, Error> 
 }
 
 impl Held {
+    /// It rises with every change of hands.
+    pub const fn epoch(self) -> i64 {
+        self.epoch
+    }
+
     /// Refuses to go on when the lease was lost.
     ///
     /// # Errors

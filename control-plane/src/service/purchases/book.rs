@@ -246,7 +246,7 @@ async fn record(tx: &mut Tx, purchase: &Purchase, item: &Item) -> Result<(), Err
         from_address: None,
         to_address: None,
         tx_hash: None,
-        metadata: Some(metadata),
+        metadata: Some(metadata.into()),
         agent_id: Some(agent).filter(|id| !id.is_nil()).map(AgentId::from),
         created_at: tx.at,
     };
