@@ -14,7 +14,7 @@ use crate::rest::answer::{json, replay, stored, written};
 use crate::rest::call::Call;
 use crate::rest::{Answered, id_at};
 use crate::service::{catalogue, dns, domains, payments, pricing, servers, vendors};
-use crate::upstream::providers::{DomainName, Plan, Slug};
+use crate::upstream::providers::{Decimal, DomainName, Plan, Slug};
 
 /// Names checked at once.
 const MOST_DOMAINS: usize = 50;
@@ -51,15 +51,17 @@ pub async fn check(call: Call) -> Answered {
     match (&body.domain, &body.domains) {
         (Some(name), None) => {
             let name = DomainName::of_field("domain", name)?;
-            Ok(json(StatusCode::OK, &checked(&call, name).await?))
+            let free = catalogue::available(&call.app, std::slice::from_ref(&name)).await? == [true];
+            Ok(json(StatusCode::OK, &checked(&call, name, free).await?))
         }
         (None, Some(names)) if (1..=MOST_DOMAINS).contains(&names.len()) => {
             let names = names.iter().map(|name| DomainName::of_field("domains", name));
             let names = names.collect::<Result<Vec<_>, _>>()?;
-            let each = stream::iter(names).map(|name| checked(&call, name)).buffered(AT_ONCE);
-            let all: Vec<Result<CheckedDomain, Error>> = each.collect().await;
-            let all = all.into_iter().collect::<Result<Vec<_>, _>>()?;
-            Ok(json(StatusCode::OK, &CheckedDomains { domains: all }))
+            let free = catalogue::available(&call.app, &names).await?;
+            let asked = names.into_iter().zip(free);
+            let each = stream::iter(asked).map(|(name, free)| checked(&call, name, free)).buffered(AT_ONCE);
+            let domains = each.collect::<Vec<_>>().await.into_iter().collect::<Result<_, _>>()?;
+            Ok(json(StatusCode::OK, &CheckedDomains { domains }))
         }
         (None, Some(_)) => Err(Error::invalid("domains", format!("must be 1 to {MOST_DOMAINS} names"))),
         (None, None) => Err(Error::invalid("domain", "is needed")),
@@ -67,17 +69,17 @@ pub async fn check(call: Call) -> Answered {
     }
 }
 
-async fn checked(call: &Call, name: DomainName) -> Result<CheckedDomain, Error> {
-    let price = catalogue::domain(&call.app, &name).await?;
-    let of = |amount: Option<crate::upstream::providers::Decimal>| amount.and_then(|one| one.to_micro_usd());
-    let purchase = of(price.as_deref().and_then(|price| price.purchase));
+async fn checked(call: &Call, name: DomainName, free: bool) -> Result<CheckedDomain, Error> {
+    let price = if free { Some(catalogue::price(&call.app, &name).await?) } else { None };
+    let purchase = price.as_deref().and_then(|price| price.purchase).and_then(Decimal::to_micro_usd);
+    let renewal = price.as_deref().and_then(|price| price.renewal).and_then(Decimal::to_micro_usd);
     Ok(CheckedDomain {
         domain: name.to_string(),
         available: purchase.is_some(),
         price: purchase,
         currency: "USDC".to_owned(),
         period: 1,
-        renewal_price: of(price.as_deref().and_then(|price| price.renewal)),
+        renewal_price: renewal.filter(|_| purchase.is_some()),
     })
 }
 

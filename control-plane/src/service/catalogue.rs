@@ -33,7 +33,9 @@ const COMPUTE_READS: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 /// Of ten requests a second to the registrar, six are for readers.
 const REGISTRAR_READS: NonZeroU32 = NonZeroU32::new(6).expect("not zero");
 /// Readers may ask this much at once, when nobody has asked for a while.
-const BURST: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+const BURST: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
+/// How long a reader waits for its turn.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 type Answered<T> = (Instant, Result<Arc<T>, VendorError>);
 
@@ -80,15 +82,28 @@ impl<K: Eq + Hash + Clone, T> Kept<K, T> {
                 return known.clone().map_err(failed);
             }
         }
-        share.check().map_err(|not_yet| Error::Busy {
-            code: ErrorCode::UpstreamBusy,
-            retry_after: not_yet.wait_time_from(DefaultClock::default().now()),
-            detail: "too much is asked of this vendor; try again",
-        })?;
+        turn(share).await?;
         let answer = ask().await.map(Arc::new);
         *slot = Some((Instant::now(), answer.clone()));
         answer.map_err(failed)
     }
+}
+
+/// Waits for a reader's turn.
+async fn turn(share: &DefaultDirectRateLimiter) -> Result<(), Error> {
+    let since = Instant::now();
+    while let Err(not_yet) = share.check() {
+        let wait = not_yet.wait_time_from(DefaultClock::default().now());
+        if since.elapsed() + wait > LONGEST_WAIT {
+            return Err(Error::Busy {
+                code: ErrorCode::UpstreamBusy,
+                retry_after: wait.max(Duration::from_secs(1)),
+                detail: "too much is asked of this vendor; try again",
+            });
+        }
+        tokio::time::sleep(wait).await;
+    }
+    Ok(())
 }
 
 /// What is kept of vendors' answers.
@@ -177,30 +192,39 @@ pub async fn servers(app: &App, project: u64) -> Result<Arc<Vec<Server>>, Error>
     kept.servers.get_for(SERVERS_KEPT, &project, &kept.compute_reads, || vendor.servers(project)).await
 }
 
-/// Whether a name can be registered, and what a year of it costs; `None`: it cannot.
+/// Which names can be registered, in their order.
 ///
 /// # Errors
 /// 503 when nobody registers domains, or the registrar cannot be asked.
-pub async fn domain(app: &App, name: &DomainName) -> Result<Option<Arc<DomainPrice>>, Error> {
+pub async fn available(app: &App, names: &[DomainName]) -> Result<Vec<bool>, Error> {
     let (kept, vendor) = (&app.catalogue, registrar(app)?);
+    let [name] = names else {
+        turn(&kept.registrar_reads).await?;
+        return vendor.available(names).await.map_err(failed);
+    };
     let ask = || async {
-        match vendor.available(std::slice::from_ref(name)).await {
+        match vendor.available(names).await {
             Ok(free) => Ok(free.first().copied().unwrap_or(false)),
             Err(why) if is_no(&why) => Ok(false),
             Err(why) => Err(why),
         }
     };
-    if !*kept.available.get(name, &kept.registrar_reads, ask).await? {
-        return Ok(None);
-    }
+    Ok(vec![*kept.available.get(name, &kept.registrar_reads, ask).await?])
+}
+
+/// What a year of a name costs; without a price it cannot be had.
+///
+/// # Errors
+/// As [`available`].
+pub async fn price(app: &App, name: &DomainName) -> Result<Arc<DomainPrice>, Error> {
+    let (kept, vendor) = (&app.catalogue, registrar(app)?);
     let ask = || async {
         match vendor.price(name, 1).await {
             Err(why) if is_no(&why) => Ok(DomainPrice { years: 1, purchase: None, renewal: None }),
             answer => answer,
         }
     };
-    let price = kept.prices.get(name, &kept.registrar_reads, ask).await?;
-    Ok(price.purchase.is_some().then_some(price))
+    kept.prices.get(name, &kept.registrar_reads, ask).await
 }
 
 /// Whether an error only says that the name cannot be had.

@@ -1,7 +1,6 @@
 //! How vendors are spoken to: bounded in time, size and rate; reads are repeated, writes never; no redirect is
 //! followed, so that a token goes to the configured address and nowhere else.
 
-use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -156,7 +155,7 @@ fn client(is_local: bool) -> reqwest::ClientBuilder {
 }
 
 impl Endpoint {
-    /// A vendor at an address, asked at most so many times a second.
+    /// A vendor at an address, asked at most so often.
     ///
     /// # Errors
     /// [`BadVendorUrl`] when the address is none.
@@ -164,14 +163,13 @@ impl Endpoint {
         name: &'static str,
         base: Url,
         token: Secret,
-        per_second: u32,
+        pace: Quota,
         tongue: impl Tongue + 'static,
     ) -> Result<Self, BadVendorUrl> {
         let is_local = base.scheme() == "http";
         let reads = client(is_local).pool_idle_timeout(IDLE_TIMEOUT).build().map_err(|_| BadVendorUrl)?;
         let writes = client(is_local).pool_max_idle_per_host(0).http1_only();
         let writes = writes.build().map_err(|_| BadVendorUrl)?;
-        let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         Ok(Self {
             name,
             base,
@@ -179,7 +177,7 @@ impl Endpoint {
             query: None,
             reads,
             writes,
-            pace: RateLimiter::direct(Quota::per_second(per_second)),
+            pace: RateLimiter::direct(pace),
             tongue: Box::new(tongue),
             counts: Arc::default(),
         })
