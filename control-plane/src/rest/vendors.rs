@@ -174,7 +174,7 @@ pub async fn regions(call: Call) -> Answered {
 
 pub async fn images(call: Call) -> Answered {
     vendors::compute(&call.app)?;
-    let plan = Slug::of_field("plan", &call.query("plan").unwrap_or_default())?;
+    let plan = Slug::of_field("plan", &call.query("plan")?.unwrap_or_default())?;
     let images = catalogue::images(&call.app, &plan).await?;
     let shown: Vec<_> = images
         .iter()
