@@ -65,7 +65,6 @@ fn shown(server: &Server, row: Option<&ManagedServer>) -> VendorServer {
         region: text(&server.region),
         image: server.image.clone(),
         ip_address: server.address.map(|address| address.to_string()),
-        tags: server.tags.clone(),
         created_at: server.created_at,
         sandbox_id: row.map(|row| row.id.into()),
         agent_id: row.and_then(|row| row.agent).map(Into::into),

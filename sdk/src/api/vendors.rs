@@ -1,7 +1,5 @@
 //! What vendors offer, and the things at vendors that are managed here.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -151,7 +149,6 @@ pub struct VendorServer {
     pub region: Option<String>,
     pub image: Option<String>,
     pub ip_address: Option<String>,
-    pub tags: BTreeMap<String, String>,
     pub created_at: Option<DateTime<Utc>>,
     /// The managed row, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -225,7 +225,6 @@ async fn nothing_strange_reaches_a_vendor(store: Store) {
         for (method, path) in [
             ("GET", format!("/api/vercel/dns/{segment}")),
             ("POST", format!("/api/vercel/dns/{segment}")),
-            ("DELETE", format!("/api/vercel/dns/{NAME}/{segment}")),
             ("GET", format!("/api/cherry/images?plan={segment}%2F")),
             ("GET", format!("/api/cherry/servers/{segment}")),
             ("GET", format!("/api/cherry/projects/{segment}")),
@@ -239,6 +238,11 @@ async fn nothing_strange_reaches_a_vendor(store: Store) {
                 assert!((400..500).contains(&answer.status), "{method} {path}: {}", answer.text());
             }
         }
+    }
+    for id in ["..%2F..%2Fuser", "%2e%2e", "a%3Fx=", "a%0d%0aHost:%20x", "-1"] {
+        let path = format!("/api/vercel/dns/{NAME}/{id}");
+        server.delete(&path).key(&key).await.refused(404, "not_found");
+        server.as_operator("DELETE", &path).await.refused(404, "not_found");
     }
     assert!(fake.seen().is_empty(), "{:?}", fake.seen());
     assert!(fake.violations().is_empty(), "{:?}", fake.violations());
