@@ -13,9 +13,10 @@ mod fake;
 #[expect(dead_code, reason = "shared with the tests of payments, which use all of it")]
 #[path = "../payments/shop.rs"]
 mod shop;
-#[expect(dead_code, unused_imports, reason = "shared with the other tests, which use the rest of it")]
+#[expect(dead_code, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
 mod fakes;
 mod purchases;
+mod vendors;
