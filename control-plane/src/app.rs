@@ -74,6 +74,8 @@ pub struct Shared {
     pub running: parking_lot::Mutex<HashSet<[u8; 32]>>,
     pub admission: Admission,
     pub health: Health,
+    /// There is a purchase to carry out; a shortcut, the database has them all.
+    pub purchases: Notify,
     /// What the network front counts.
     pub net: Arc<Stats>,
     draining: AtomicBool,
@@ -96,6 +98,7 @@ impl Shared {
             running: parking_lot::Mutex::default(),
             admission: Admission::default(),
             health: Health::default(),
+            purchases: Notify::new(),
             net: Arc::default(),
             draining: AtomicBool::new(false),
             last_cycle: AtomicI64::new(0),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use otonix_sdk::api::enrolment::Laws;
+use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::limits;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::prices::{ModelPrice, PriceTable};
@@ -18,6 +19,8 @@ use serde::Deserialize;
 
 use crate::auth::Mode;
 use crate::service::children::Lineage;
+use crate::service::purchases::bootstrap::Package;
+use crate::service::purchases::contact;
 use crate::treasury::{Given, PaymentSettings};
 
 /// The Otonix control plane.
@@ -183,6 +186,17 @@ options! {
     #[arg(env = "OTONIX_MIN_EXACT")]
     #[serde(deserialize_with = "text_or_number")]
     min_exact: String,
+    /// File with the contact that domains are registered to when a request names none: JSON or TOML with firstName,
+    /// lastName, email, phone, address1, city, state, zip, country (default: none, and requests must name one).
+    #[arg(env = "OTONIX_REGISTRANT_CONTACT")]
+    registrant_contact: PathBuf,
+    /// Where new servers get the daemon from: the program, or a tar.gz with it. Goes with agent-package-sha256 (default:
+    /// none, and servers for an agent are answered with 503 bootstrap_not_configured).
+    #[arg(env = "OTONIX_AGENT_PACKAGE_URL")]
+    agent_package_url: String,
+    /// SHA-256 of what is there, hex.
+    #[arg(env = "OTONIX_AGENT_PACKAGE_SHA256")]
+    agent_package_sha256: String,
     /// Vercel API token. Until domains are sold it only makes `guarded` the default mode.
     #[arg(env = "OTONIX_VERCEL_TOKEN", hide_env_values = true)]
     vercel_token: String,
@@ -223,6 +237,10 @@ pub struct Settings {
     pub log_format: Option<LogFormat>,
     /// How this server is paid; `None` when it is not.
     pub payments: Option<PaymentSettings>,
+    /// Who domains are registered to when a request names nobody.
+    pub registrant: Option<Contact>,
+    /// Where new servers get the daemon from.
+    pub agent_package: Option<Package>,
 }
 
 impl Options {
@@ -301,6 +319,8 @@ impl Options {
             log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format,
             payments: payments.resolve()?,
+            registrant: self.registrant_contact.as_deref().map(read_contact).transpose()?,
+            agent_package: package(self.agent_package_url, self.agent_package_sha256)?,
         })
     }
 }
@@ -399,6 +419,34 @@ fn addresses(text: &str) -> anyhow::Result<Vec<IpAddr>> {
         .filter(|part| !part.is_empty())
         .map(|part| part.parse().with_context(|| format!("trusted-proxies: `{part}` is no IP address")))
         .collect()
+}
+
+fn read_contact(path: &Path) -> anyhow::Result<Contact> {
+    let read = || -> anyhow::Result<Contact> {
+        let text = std::fs::read_to_string(path)?;
+        let is_json = path.extension().is_some_and(|extension| extension == "json");
+        let contact: Contact = if is_json { serde_json::from_str(&text)? } else { toml::from_str(&text)? };
+        contact::check(&contact)?;
+        Ok(contact)
+    };
+    read().with_context(|| format!("registrant-contact {}", path.display()))
+}
+
+fn package(url: Option<String>, sha256: Option<String>) -> anyhow::Result<Option<Package>> {
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    match (given(url), given(sha256)) {
+        (None, None) => Ok(None),
+        (Some(url), Some(sha256)) => {
+            if !(url.starts_with("https://") || url.starts_with("http://")) {
+                bail!("agent-package-url must start with http:// or https://");
+            }
+            if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                bail!("agent-package-sha256 must be 64 hex digits");
+            }
+            Ok(Some(Package { url, sha256: sha256.to_ascii_lowercase() }))
+        }
+        _ => bail!("agent-package-url and agent-package-sha256 go together"),
+    }
 }
 
 fn read_options(path: &Path) -> anyhow::Result<Options> {

@@ -30,6 +30,9 @@ pub struct Metrics {
     pub payments_failed: Counter,
     pub deposits_credited: Counter,
     pub payments_reversed: Counter,
+    pub purchases_delivered: Counter,
+    pub purchases_failed: Counter,
+    pub purchases_escalated: Counter,
     groups: Counter,
     group_items: Counter,
     group_seconds: Histogram,
@@ -68,6 +71,9 @@ impl Default for Metrics {
         let deposits_credited = counter("deposits_credited", "Deposits credited");
         let payments_reversed =
             counter("payments_reversed", "Payments that left the chain after they were booked");
+        let purchases_delivered = counter("purchases_delivered", "Purchases delivered");
+        let purchases_failed = counter("purchases_failed", "Purchases whose money went back");
+        let purchases_escalated = counter("purchases_escalated", "Purchases left to the operator");
         let groups = counter("write_groups", "Transactions committed");
         let group_items = counter("write_group_items", "Writes committed");
         let group_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 14));
@@ -93,6 +99,9 @@ impl Default for Metrics {
             payments_failed,
             deposits_credited,
             payments_reversed,
+            purchases_delivered,
+            purchases_failed,
+            purchases_escalated,
             groups,
             group_items,
             group_seconds,

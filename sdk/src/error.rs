@@ -172,6 +172,14 @@ codes! {
     SpoolFull = "spool_full",
     /// The machine's disk refused the write.
     DiskFull = "disk_full",
+    /// Installing the daemon on a new server is not configured.
+    BootstrapNotConfigured = "bootstrap_not_configured",
+    /// A registrant contact is needed.
+    ContactRequired = "contact_required",
+    /// What was paid for could not be bought.
+    PurchaseFailed = "purchase_failed",
+    /// The same thing is being bought already.
+    PurchaseUnderWay = "purchase_under_way",
 }
 
 /// An error as it is sent.

@@ -100,3 +100,7 @@ id!(
     /// A one-time token by which machines enrol (not the secret itself).
     EnrolmentTokenId
 );
+id!(
+    /// Something that is bought at a vendor.
+    PurchaseId
+);

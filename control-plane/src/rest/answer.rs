@@ -119,7 +119,7 @@ where
     };
     match handler(call).await {
         Ok(response) => response,
-        Err(error) if is_final(&error) => {
+        Err(error) if problem::is_final(&error) => {
             let status = problem::status(&error);
             let body = problem::body(status, error.code(), problem::detail(&error), String::new());
             let answer = StoredAnswer { fingerprint: idem.fingerprint, ..stored(status, &body) };
@@ -142,20 +142,6 @@ where
         }
         Err(error) => error.into_response(),
     }
-}
-
-/// Whether the same request would be refused for ever.
-fn is_final(error: &Error) -> bool {
-    let status = problem::status(error);
-    let passing = [
-        StatusCode::UNAUTHORIZED,
-        StatusCode::PAYMENT_REQUIRED,
-        StatusCode::REQUEST_TIMEOUT,
-        // Mended by a header, which is no part of what a key stands for.
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        StatusCode::TOO_MANY_REQUESTS,
-    ];
-    status.is_client_error() && !passing.contains(&status)
 }
 
 /// The most rows of a page.

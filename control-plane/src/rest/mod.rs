@@ -23,6 +23,7 @@ mod agents;
 mod enrolment;
 mod keys;
 mod payments;
+mod purchases;
 mod records;
 mod system;
 mod vendors;
@@ -60,6 +61,13 @@ macro_rules! once {
 macro_rules! sold {
     ($offer:path) => {
         |call: Call| answer::once(call, |call| paid::gate(call, $offer))
+    };
+}
+
+/// The same for a route that belongs to its key's owner.
+macro_rules! sold_to_owner {
+    ($offer:path) => {
+        |call: Call| answer::once(call, |call| paid::gate_of_owner(call, $offer))
     };
 }
 
@@ -105,10 +113,12 @@ routes! {
     GET "/api/orders" => plain payments::orders;
     GET "/api/refunds" => plain payments::refunds;
     POST "/api/refunds/{id}/resolve" => once payments::resolve_refund;
+    GET "/api/purchases" => plain purchases::purchases;
+    POST "/api/purchases/{id}/resolve" => once purchases::resolve_purchase;
     GET "/api/vercel/status" => plain vendors::status;
     GET "/api/vercel/payment-config" => plain payments::config;
     POST "/api/vercel/check" => once vendors::check;
-    POST "/api/vercel/register" => once vendors::buy_domain;
+    POST "/api/vercel/register" => sold purchases::offer_domain;
     GET "/api/vercel/domains" => plain vendors::own_things;
     GET "/api/vercel/dns/{domain}" => plain vendors::own_things;
     POST "/api/vercel/dns/{domain}" => once vendors::own_things;
@@ -120,7 +130,8 @@ routes! {
     GET "/api/cherry/teams" => plain vendors::operators;
     GET "/api/cherry/projects/{teamId}" => plain vendors::operators;
     GET "/api/cherry/servers/{id}" => plain vendors::own_things;
-    POST "/api/cherry/servers/{id}" => once vendors::buy_server;
+    POST "/api/cherry/servers/{id}" => sold_to_owner purchases::offer_server;
+    POST "/api/cherry/servers/{id}/extend" => sold_to_owner purchases::offer_period;
     DELETE "/api/cherry/servers/{id}" => plain vendors::act_on_server;
     POST "/api/cherry/servers/{id}/actions" => once vendors::act_on_server;
     GET "/healthz" => plain system::healthz;

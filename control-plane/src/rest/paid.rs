@@ -12,13 +12,17 @@ use otonix_sdk::x402::{
     EXACT, PaymentRequired, Presented, Requirements, RequirementsV1, Resource, SettlementResponse, headers,
 };
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
+use crate::app::App;
 use crate::demand::Demand;
 use crate::error::Error;
 use crate::rest::Answered;
 use crate::rest::answer::{kept, replay};
 use crate::rest::call::Call;
+use crate::rest::problem;
 use crate::service::payments::{self, Asked, Paid, Sale, order_id};
+use crate::service::purchases::secrets;
 
 /// Runs a route that is paid. `offer` checks everything but the payment and says what is sold.
 ///
@@ -29,23 +33,57 @@ where
     H: FnOnce(Arc<Call>) -> F,
     F: Future<Output = Result<Sale, Error>>,
 {
+    gate_of(call, "", offer).await
+}
+
+/// The same for a route that belongs to its key's owner: what one owner has paid answers no other.
+///
+/// # Errors
+/// 401 without a key; as [`gate`].
+pub async fn gate_of_owner<F, H>(call: Call, offer: H) -> Answered
+where
+    H: FnOnce(Arc<Call>) -> F,
+    F: Future<Output = Result<Sale, Error>>,
+{
+    let owner = format!("owner {}", call.caller.key()?.owner);
+    gate_of(call, &owner, offer).await
+}
+
+async fn gate_of<F, H>(call: Call, principal: &str, offer: H) -> Answered
+where
+    H: FnOnce(Arc<Call>) -> F,
+    F: Future<Output = Result<Sale, Error>>,
+{
     payments::parts(&call.app)?;
     let presented = presented(&call.headers)?;
-    let asked = asked(&call, "");
+    let asked = asked(&call, principal);
     let call = Arc::new(call);
     if let Some(presented) = &presented
         && let Some(paid) = payments::repeat(&call.app, &asked, presented).await?
     {
-        return answer(&paid);
+        return answer(&call.app, paid).await;
     }
-    if let Some(idem) = asked.idem
-        && let Some(stored) = payments::kept(&call.app, idem).await?
-    {
-        return Ok(replay(Some(idem), stored));
+    if let Some(idem) = asked.idem {
+        if let Some(stored) = payments::kept(&call.app, idem).await? {
+            return Ok(replay(Some(idem), stored));
+        }
+        if let Some(paid) = payments::under_way(&call.app, &asked, idem).await? {
+            return answer(&call.app, paid).await;
+        }
     }
-    let sale = offer(Arc::clone(&call)).await?;
+    let sale = match offer(Arc::clone(&call)).await {
+        Ok(sale) => sale,
+        Err(error) => {
+            if let Some(presented) = presented.as_ref().filter(|_| problem::is_final(&error))
+                && let Some(paid) = payments::give_back(&call.app, &asked, presented, &error).await?
+            {
+                return answer(&call.app, paid).await;
+            }
+            return Err(error);
+        }
+    };
     let paid = payments::sell(&call.app, &asked, &sale, presented.as_ref()).await?;
-    answer(&paid)
+    answer(&call.app, paid).await
 }
 
 fn presented(from: &HeaderMap) -> Result<Option<Presented>, Error> {
@@ -87,11 +125,12 @@ fn asked(call: &Call, principal: &str) -> Asked {
         url: format!("{base}{target}"),
         idem: call.idem(),
         caller: call.caller,
+        since: Instant::now(),
     }
 }
 
 /// The answer to who has paid: the kept body, and the receipt as each version reads it.
-fn answer(paid: &Paid) -> Answered {
+async fn answer(app: &App, paid: Paid) -> Answered {
     let chain = paid.chain_id;
     if !(200..300).contains(&paid.answer.status) {
         // It was paid and could not be delivered: what is kept says why.
@@ -107,7 +146,8 @@ fn answer(paid: &Paid) -> Answered {
         payer: Some(paid.payer.clone()),
         ..SettlementResponse::default()
     };
-    let mut response = kept(paid.answer.status, paid.answer.body.clone());
+    let body = secrets::reveal(app, paid.sale, paid.answer.body).await;
+    let mut response = kept(paid.answer.status, body);
     let to = response.headers_mut();
     to.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     let v1 = headers::write(&settlement(v1_name(chain).map_or_else(|| caip2(chain), str::to_owned)));

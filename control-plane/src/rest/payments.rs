@@ -21,7 +21,7 @@ pub async fn config(call: Call) -> Answered {
 }
 
 pub async fn orders(call: Call) -> Answered {
-    let statuses = &["delivered", "refund_due", "reversed"];
+    let statuses = &["pending", "delivered", "credited", "refund_due", "reversed"];
     let filters = Filters { agent: Some("agent_id = "), status: statuses, category: false, time: true };
     let query = list_query(&call, &filters)?;
     let found = lists::orders(&call.app, &call.caller, query).await?;

@@ -53,6 +53,20 @@ pub fn status(error: &Error) -> StatusCode {
     }
 }
 
+/// Whether the same request would be refused for ever.
+pub fn is_final(error: &Error) -> bool {
+    let status = status(error);
+    let passing = [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::PAYMENT_REQUIRED,
+        StatusCode::REQUEST_TIMEOUT,
+        // Mended by a header, which is no part of what a key stands for.
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    status.is_client_error() && !passing.contains(&status)
+}
+
 fn retry_after(error: &Error) -> Option<Duration> {
     match error {
         Error::Busy { retry_after, .. } | Error::PaymentPending { retry_after, .. } => Some(*retry_after),

@@ -9,13 +9,6 @@ use crate::rest::Answered;
 use crate::rest::answer::json;
 use crate::rest::call::Call;
 
-fn no_payments() -> Error {
-    Error::NotConfigured {
-        code: ErrorCode::PaymentsNotConfigured,
-        detail: "payments are not configured on this server",
-    }
-}
-
 fn no_vendor() -> Error {
     Error::NotConfigured {
         code: ErrorCode::UpstreamNotConfigured,
@@ -33,15 +26,6 @@ pub async fn check(call: Call) -> Answered {
         call.caller.key()?;
     }
     Err(no_vendor())
-}
-
-pub async fn buy_domain(_: Call) -> Answered {
-    Err(no_payments())
-}
-
-pub async fn buy_server(call: Call) -> Answered {
-    call.caller.key()?;
-    Err(no_payments())
 }
 
 /// Managed things: a key its own, the operator all.

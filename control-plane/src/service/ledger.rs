@@ -60,7 +60,11 @@ pub async fn reserve(app: &App, agent: AgentId, amount: Amount, purpose: &str) -
         .await
 }
 
-async fn reserve_in(tx: &mut Tx, agent: AgentId, amount: Amount, purpose: String) -> Result<Uuid, Error> {
+/// The same inside a transaction.
+///
+/// # Errors
+/// As [`reserve`].
+pub async fn reserve_in(tx: &mut Tx, agent: AgentId, amount: Amount, purpose: String) -> Result<Uuid, Error> {
     let mut state =
         agents::lock_state(tx, agent.uuid()).await?.ok_or_else(|| Error::not_found("agent", agent))?;
     if state.killed {

@@ -19,6 +19,7 @@ pub mod events;
 pub mod keys;
 pub mod ledger;
 pub mod payments;
+pub mod purchases;
 pub mod sandboxes;
 pub mod sessions;
 pub mod transactions;

@@ -18,6 +18,12 @@ pub struct Books {
     pub wrong_agents: Vec<Uuid>,
     /// Amounts held by reservations.
     pub held: MicroUsd,
+    /// What is kept for purchases that sales paid and that have not ended.
+    pub open_purchases: MicroUsd,
+    /// What delivered purchases cost.
+    pub delivered_purchases: MicroUsd,
+    /// Purchases and sales that do not fit each other, or their reservation, in words.
+    pub wrong_purchases: Vec<String>,
     /// What the treasury holds by what was booked as moved on the chain.
     pub moved: MicroUsd,
 }
@@ -58,6 +64,15 @@ impl Books {
         if reserved != self.held {
             found.push(format!("reserved is {reserved} USDC but reservations hold {} USDC", self.held));
         }
+        for (name, kept) in [
+            (crate::store::ledger::PURCHASES_OPEN, self.open_purchases),
+            (crate::store::ledger::PURCHASES, self.delivered_purchases),
+        ] {
+            if account(name) != kept {
+                found.push(format!("{name} is {} USDC but its purchases come to {kept} USDC", account(name)));
+            }
+        }
+        found.extend(self.wrong_purchases.iter().cloned());
         found
     }
 }
@@ -88,6 +103,10 @@ async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
         "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM reservations WHERE status = 'held'";
     const MOVED: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'withdrawal' THEN -amount ELSE amount END), 0) \
         AS BIGINT) FROM receipts WHERE status <> 'reversed' AND from_address <> to_address";
+    const OPEN: &str = "SELECT CAST(COALESCE(SUM(held), 0) AS BIGINT) FROM purchases WHERE held_in = 'purchases_open' \
+        AND status IN ('paid', 'executing', 'unknown', 'needs_operator')";
+    const DELIVERED: &str =
+        "SELECT CAST(COALESCE(SUM(held), 0) AS BIGINT) FROM purchases WHERE status = 'delivered'";
     let money = |rows: Vec<(String, i64)>| {
         rows.into_iter().map(|(name, sum)| (name, MicroUsd::from_micros(sum))).collect::<Vec<_>>()
     };
@@ -96,6 +115,9 @@ async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
     let by_transfers = on!(&mut *conn, |c| sqlx::query_as(TRANSFERS).fetch_all(c).await?);
     let wrong_agents = on!(&mut *conn, |c| sqlx::query_scalar(WRONG).fetch_all(c).await?);
     let held: i64 = on!(&mut *conn, |c| sqlx::query_scalar(HELD).fetch_one(c).await?);
+    let open: i64 = on!(&mut *conn, |c| sqlx::query_scalar(OPEN).fetch_one(c).await?);
+    let delivered: i64 = on!(&mut *conn, |c| sqlx::query_scalar(DELIVERED).fetch_one(c).await?);
+    let wrong_purchases = wrong_purchases(conn).await?;
     let moved: i64 = on!(&mut *conn, |c| sqlx::query_scalar(MOVED).fetch_one(c).await?);
     Ok(Books {
         agents: MicroUsd::from_micros(agents),
@@ -103,6 +125,47 @@ async fn read(conn: &mut Conn) -> Result<Books, StoreError> {
         by_transfers: money(by_transfers),
         wrong_agents,
         held: MicroUsd::from_micros(held),
+        open_purchases: MicroUsd::from_micros(open),
+        delivered_purchases: MicroUsd::from_micros(delivered),
+        wrong_purchases,
         moved: MicroUsd::from_micros(moved),
     })
+}
+
+/// Every payment has its goods, its credit or its refund; every purchase has who paid it.
+async fn wrong_purchases(conn: &mut Conn) -> Result<Vec<String>, StoreError> {
+    const CHECKS: [(&str, &str); 5] = [
+        (
+            "waits for goods that nobody buys",
+            "SELECT o.id FROM orders o LEFT JOIN purchases p ON p.sale_id = o.id WHERE o.status = 'pending' \
+             AND (p.id IS NULL OR p.status IN ('delivered', 'failed')) LIMIT 100",
+        ),
+        (
+            "was bought for a sale that is gone",
+            "SELECT p.id FROM purchases p LEFT JOIN orders o ON o.id = p.sale_id WHERE p.sale_id IS NOT NULL \
+             AND o.id IS NULL LIMIT 100",
+        ),
+        (
+            "has ended, and its sale was not answered",
+            "SELECT p.id FROM purchases p JOIN orders o ON o.id = p.sale_id WHERE p.status IN ('delivered', 'failed') \
+             AND o.answer_status = 0 LIMIT 100",
+        ),
+        (
+            "is paid by a reservation that is not as it should be",
+            "SELECT p.id FROM purchases p LEFT JOIN reservations r ON r.agent_id = p.payer_agent \
+             AND r.id = p.reservation_id WHERE p.held_in = 'reserved' AND COALESCE(r.status, 'none') <> \
+             CASE p.status WHEN 'delivered' THEN 'settled' WHEN 'failed' THEN 'released' ELSE 'held' END LIMIT 100",
+        ),
+        (
+            "was refunded, and no refund is noted",
+            "SELECT o.id FROM orders o LEFT JOIN refunds r ON r.sale_id = o.id WHERE o.status = 'refund_due' \
+             AND r.id IS NULL LIMIT 100",
+        ),
+    ];
+    let mut found = Vec::new();
+    for (what, sql) in CHECKS {
+        let ids: Vec<Uuid> = on!(&mut *conn, |c| sqlx::query_scalar(sql).fetch_all(c).await?);
+        found.extend(ids.into_iter().map(|id| format!("{id} {what}")));
+    }
+    Ok(found)
 }

@@ -121,3 +121,54 @@ pub async fn domain(conn: &mut Conn, id: Uuid) -> Result<Option<(Domain, Option<
         on!(conn, |c| sqlx::query_scalar(OWNER).bind(id).fetch_optional(c).await?);
     Ok(Some((Domain::from(row), owner.flatten())))
 }
+
+/// Puts a bought domain in the place of whatever was recorded under its name.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn take_over(
+    tx: &mut Tx,
+    domain: &Domain,
+    owner: Option<Uuid>,
+    purchase: Uuid,
+    renewal_price: Option<i64>,
+) -> Result<(), StoreError> {
+    const GONE: &str = "DELETE FROM domains WHERE name = $1";
+    const SQL: &str = "UPDATE domains SET purchase_id = $2, renewal_price = $3 WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(GONE).bind(&domain.name).execute(c).await?.rows_affected());
+    insert(tx, domain, owner).await?;
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(domain.id.uuid())
+        .bind(purchase)
+        .bind(renewal_price)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
+/// The managed domain of a name, its owner, and what a renewal cost when it was bought (micro-USDC).
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn managed(
+    conn: &mut Conn,
+    name: &str,
+) -> Result<Option<(Domain, Option<Uuid>, Option<i64>)>, StoreError> {
+    const SQL: &str = "SELECT id, owner_id, renewal_price FROM domains WHERE name = $1 AND managed";
+    let row: Option<(Uuid, Option<Uuid>, Option<i64>)> =
+        on!(&mut *conn, |c| sqlx::query_as(SQL).bind(name).fetch_optional(c).await?);
+    let Some((id, owner, renewal_price)) = row else { return Ok(None) };
+    let found = domain(conn, id).await?;
+    Ok(found.map(|(domain, _)| (domain, owner, renewal_price)))
+}
+
+/// Notes a managed domain's renewal; `None` when there is no such domain.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn renewed(tx: &mut Tx, name: &str, expires_at: DateTime<Utc>) -> Result<Option<Uuid>, StoreError> {
+    const SQL: &str =
+        "UPDATE domains SET expires_at = $2, status = 'active' WHERE name = $1 AND managed RETURNING id";
+    Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(name).bind(expires_at).fetch_optional(c).await?))
+}

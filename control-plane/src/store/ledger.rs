@@ -28,6 +28,12 @@ pub const TREASURY: &str = "treasury";
 pub const UNMATCHED: &str = "unmatched";
 /// Money that is owed back.
 pub const REFUNDS: &str = "refunds";
+/// What was paid for goods that are not there yet.
+pub const PURCHASES_OPEN: &str = "purchases_open";
+/// What was paid for goods that were delivered.
+pub const PURCHASES: &str = "purchases";
+/// Payments that left the chain after their goods were bought: the operator's loss.
+pub const REVERSALS: &str = "reversals";
 /// What the operator took out of the treasury.
 pub const WITHDRAWALS: &str = "withdrawals";
 

@@ -13,10 +13,11 @@ use otonix_sdk::api::usage::ComputeLog;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use crate::store::purchases::Purchase;
 use crate::store::{Conn, StoreError, on};
 use crate::store::{
-    actions, agents, commands, domains, enrolment, keys, ledger, orders, refunds, sandboxes, transactions,
-    usage,
+    actions, agents, commands, domains, enrolment, keys, ledger, orders, purchases, refunds, sandboxes,
+    transactions, usage,
 };
 
 /// A value in a filter.
@@ -151,6 +152,8 @@ lists! {
     enrolment_tokens: enrolment::Token => EnrolmentToken, enrolment::COLUMNS, "enrolment_tokens";
     /// Paid orders.
     orders: orders::OrderRead => Order, orders::COLUMNS, "orders";
+    /// Purchases.
+    purchases: purchases::PurchaseRead => Purchase, purchases::COLUMNS, "purchases";
     /// Refunds.
     refunds: refunds::RefundRead => Refund, refunds::COLUMNS, "refunds";
 }

@@ -17,6 +17,7 @@ const MIGRATIONS: &[(&str, For, &str)] = &[
     ("0001_init", For::Both, include_str!("../../../migrations/0001_init.sql")),
     ("0002_tuning", For::Postgres, include_str!("../../../migrations/0002_tuning.postgres.sql")),
     ("0003_money", For::Both, include_str!("../../../migrations/0003_money.sql")),
+    ("0004_purchases", For::Both, include_str!("../../../migrations/0004_purchases.sql")),
     ("0005_enrolment", For::Both, include_str!("../../../migrations/0005_enrolment.sql")),
 ];
 

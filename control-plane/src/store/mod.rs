@@ -34,6 +34,7 @@ pub mod list;
 pub mod migrate;
 pub mod orders;
 pub mod payments;
+pub mod purchases;
 pub mod receipts;
 pub mod refunds;
 pub mod replicas;

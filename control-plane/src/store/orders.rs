@@ -30,7 +30,7 @@ pub struct NewSale {
     pub binding: [u8; 32],
     /// What was sold.
     pub goods: Value,
-    /// delivered or refund_due.
+    /// pending, delivered, credited or refund_due.
     pub status: &'static str,
     /// Micro-USDC.
     pub price: i64,
@@ -48,29 +48,35 @@ pub struct NewSale {
     pub agent: Uuid,
     /// Whose agent that is, or nil.
     pub owner: Uuid,
-    /// HTTP status of the answer.
+    /// HTTP status of the answer; 0 while pending.
     pub answer_status: u16,
-    /// The answer, JSON.
+    /// The answer, JSON; empty while pending.
     pub answer: String,
 }
 
 /// A sale and its answer, as a repeat needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sold {
+    /// The sale.
+    pub id: Uuid,
+    /// The order's id.
+    pub order_id: String,
     /// What the order was for.
     pub binding: [u8; 32],
     /// The transaction that paid it.
     pub tx_hash: [u8; 32],
     /// Who paid.
     pub payer: String,
-    /// HTTP status of the answer.
+    /// HTTP status of the answer; 0 while pending.
     pub status: u16,
-    /// The answer, JSON.
+    /// The answer, JSON; empty while pending.
     pub answer: String,
 }
 
 #[derive(FromRow)]
 struct SoldRead {
+    id: Uuid,
+    order_id: String,
     binding: Vec<u8>,
     tx_hash: Vec<u8>,
     payer: String,
@@ -119,19 +125,75 @@ pub async fn insert(tx: &mut Tx, sale: &NewSale) -> Result<bool, StoreError> {
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn sold(conn: &mut Conn, order_hash: [u8; 32]) -> Result<Option<Sold>, StoreError> {
-    const SQL: &str =
-        "SELECT binding, tx_hash, payer, answer_status, answer FROM orders WHERE order_hash = $1";
+    const SQL: &str = "SELECT id, order_id, binding, tx_hash, payer, answer_status, answer FROM orders \
+        WHERE order_hash = $1";
     let row: Option<SoldRead> =
         on!(conn, |c| sqlx::query_as(SQL).bind(order_hash.to_vec()).fetch_optional(c).await?);
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(Sold {
-        binding: hash("orders", "binding", row.binding)?,
-        tx_hash: hash("orders", "tx_hash", row.tx_hash)?,
-        payer: row.payer,
-        status: u16::try_from(row.answer_status)
-            .map_err(|_| StoreError::Corrupt { table: "orders", column: "answer_status" })?,
-        answer: row.answer,
-    }))
+    row.map(Sold::try_from).transpose()
+}
+
+/// A sale by its own id.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn sold_by_id(conn: &mut Conn, id: Uuid) -> Result<Option<Sold>, StoreError> {
+    const SQL: &str = "SELECT id, order_id, binding, tx_hash, payer, answer_status, answer FROM orders \
+        WHERE id = $1";
+    let row: Option<SoldRead> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
+    row.map(Sold::try_from).transpose()
+}
+
+impl TryFrom<SoldRead> for Sold {
+    type Error = StoreError;
+
+    fn try_from(row: SoldRead) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            order_id: row.order_id,
+            binding: hash("orders", "binding", row.binding)?,
+            tx_hash: hash("orders", "tx_hash", row.tx_hash)?,
+            payer: row.payer,
+            status: u16::try_from(row.answer_status)
+                .map_err(|_| StoreError::Corrupt { table: "orders", column: "answer_status" })?,
+            answer: row.answer,
+        })
+    }
+}
+
+/// Ends a sale that waits for its goods: what became of it, and the answer for good. `false` when it does not wait.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn finish(
+    tx: &mut Tx,
+    id: Uuid,
+    status: &'static str,
+    answer_status: u16,
+    answer: &str,
+) -> Result<bool, StoreError> {
+    // One that was taken back meanwhile stays so; its answer is kept all the same.
+    const SQL: &str = "UPDATE orders SET status = CASE WHEN status = 'reversed' THEN status ELSE $2 END, \
+        answer_status = $3, answer = $4 WHERE id = $1";
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(id)
+        .bind(status)
+        .bind(i64::from(answer_status))
+        .bind(answer)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(done == 1)
+}
+
+/// A sale, whole.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn order(conn: &mut Conn, id: Uuid) -> Result<Option<Order>, StoreError> {
+    const SQL: &str = "SELECT id, order_id, status, scheme, resource, price, amount, chain, payer, pay_to, tx_hash, \
+        agent_id, created_at FROM orders WHERE id = $1";
+    let row: Option<OrderRead> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
+    Ok(row.map(Order::from))
 }
 
 /// Notes what became of a sale.
@@ -184,4 +246,62 @@ impl From<OrderRead> for Order {
             created_at: row.created_at,
         }
     }
+}
+
+/// Who paid a sale, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payer {
+    /// The sale.
+    pub sale: Uuid,
+    /// What has become of it.
+    pub status: String,
+    /// Who paid.
+    pub address: String,
+    /// The chain's id.
+    pub chain: i64,
+    /// The transaction.
+    pub tx_hash: [u8; 32],
+    /// Micro-USDC that arrived.
+    pub amount: i64,
+    /// Whom it is for, or nil.
+    pub agent: Uuid,
+    /// Whose agent that is, or nil.
+    pub owner: Uuid,
+    /// The answer's status; 0 while pending.
+    pub answer_status: i64,
+}
+
+#[derive(FromRow)]
+struct PayerRead {
+    id: Uuid,
+    status: String,
+    payer: String,
+    chain: i64,
+    tx_hash: Vec<u8>,
+    amount: i64,
+    agent_id: Uuid,
+    owner_id: Uuid,
+    answer_status: i64,
+}
+
+/// Who paid a sale.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn payer(conn: &mut Conn, id: Uuid) -> Result<Option<Payer>, StoreError> {
+    const SQL: &str = "SELECT id, status, payer, chain, tx_hash, amount, agent_id, owner_id, answer_status \
+        FROM orders WHERE id = $1";
+    let row: Option<PayerRead> = on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Payer {
+        sale: row.id,
+        status: row.status,
+        address: row.payer,
+        chain: row.chain,
+        tx_hash: hash("orders", "tx_hash", row.tx_hash)?,
+        amount: row.amount,
+        agent: row.agent_id,
+        owner: row.owner_id,
+        answer_status: row.answer_status,
+    }))
 }

@@ -40,6 +40,10 @@ pub struct Payment {
     pub idem: Option<Idem>,
     /// What is sold.
     pub goods: Value,
+    /// What must not be kept beyond the end, JSON.
+    pub private: Option<String>,
+    /// What no two open claims may be for.
+    pub subject: Option<String>,
     /// Whom it is for, or nil.
     pub agent: Uuid,
     /// Micro-USDC.
@@ -82,6 +86,8 @@ struct PaymentRead {
     idem_scope: Option<Vec<u8>>,
     idem_fingerprint: Option<Vec<u8>>,
     goods: Json<Value>,
+    private: Option<String>,
+    subject: Option<String>,
     agent_id: Uuid,
     price: i64,
     amount: i64,
@@ -121,6 +127,8 @@ impl TryFrom<PaymentRead> for Payment {
             resource: row.resource,
             idem,
             goods: row.goods.0,
+            private: row.private,
+            subject: row.subject,
             agent: row.agent_id,
             price: row.price,
             amount: row.amount,
@@ -141,7 +149,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, chain, asset, from_address, nonce, status, x402_version, order_hash, order_id, binding, ",
-            "resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, valid_after, ",
+            "resource, idem_scope, idem_fingerprint, goods, private, subject, agent_id, price, amount, pay_to, valid_after, ",
             "valid_before, signature, by_contract, facilitator_body, from_block, failure, created_at ",
             "FROM payments ",
             $rest
@@ -149,16 +157,17 @@ macro_rules! select {
     };
 }
 
-/// Takes a payment; `false` when its nonce, its order or its idempotency key was taken before.
+/// Takes a payment; `false` when its nonce, its order or its idempotency key was taken before, or another payment for
+/// the same subject is under way.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO payments (id, chain, asset, from_address, nonce, status, x402_version, order_hash, \
         order_id, binding, resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, \
-        valid_after, valid_before, signature, by_contract, facilitator_body, from_block, created_at) \
+        valid_after, valid_before, signature, by_contract, facilitator_body, from_block, created_at, private, subject) \
         VALUES ($1, $2, $3, $4, $5, 'claimed', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
-        $20, $21, $22, $23, $24) ON CONFLICT DO NOTHING";
+        $20, $21, $22, $23, $24, $25, $26) ON CONFLICT DO NOTHING";
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(payment.id)
         .bind(payment.chain)
@@ -184,6 +193,8 @@ pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
         .bind(&payment.facilitator_body)
         .bind(payment.from_block)
         .bind(payment.created_at)
+        .bind(&payment.private)
+        .bind(&payment.subject)
         .execute(c)
         .await?
         .rows_affected());
@@ -271,7 +282,7 @@ pub async fn end(
     status: &'static str,
     failure: Option<&str>,
 ) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE payments SET status = $2, failure = $3, ended_at = $4 WHERE id = $1 \
+    const SQL: &str = "UPDATE payments SET status = $2, failure = $3, ended_at = $4, private = NULL WHERE id = $1 \
         AND (status IN ('claimed', 'sent') OR (status = 'failed' AND $2 = 'done'))";
     let at = tx.at;
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)

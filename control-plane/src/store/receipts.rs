@@ -213,6 +213,27 @@ pub async fn set_kind(tx: &mut Tx, row: &Receipt) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Notes to whom the money of a sale went in the end, and what its use is then.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn reassign(
+    tx: &mut Tx,
+    sale: Uuid,
+    kind: Option<&'static str>,
+    agent: Uuid,
+) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE receipts SET kind = COALESCE($2, kind), agent_id = $3 WHERE sale_id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(sale)
+        .bind(kind)
+        .bind(agent)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
 /// A block that has receipts which may still leave the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {

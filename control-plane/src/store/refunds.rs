@@ -128,3 +128,16 @@ pub async fn exists(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
     const SQL: &str = "SELECT 1 FROM refunds WHERE id = $1";
     Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).fetch_all(c).await?.len()) == 1)
 }
+
+/// Ends what is still due of a sale whose payment left the chain; gives back how much that was.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn drop_of_sale(tx: &mut Tx, sale: Uuid) -> Result<i64, StoreError> {
+    const SQL: &str = "UPDATE refunds SET status = 'dismissed', note = 'the payment left the chain', resolved_at = $2 \
+        WHERE sale_id = $1 AND status = 'due' RETURNING amount";
+    let at = tx.at;
+    let gone: Vec<i64> =
+        on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(sale).bind(at).fetch_all(c).await?);
+    Ok(gone.into_iter().sum())
+}

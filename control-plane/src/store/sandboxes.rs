@@ -101,3 +101,146 @@ pub async fn sandbox(conn: &mut Conn, id: Uuid) -> Result<Option<(Sandbox, Optio
         on!(conn, |c| sqlx::query_scalar(OWNER).bind(id).fetch_optional(c).await?);
     Ok(Some((Sandbox::from(row), owner.flatten())))
 }
+
+/// A managed server as the vendor has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AtVendor {
+    /// The purchase that brought it.
+    pub purchase: Uuid,
+    /// The vendor's id of it.
+    pub vendor_id: String,
+    /// The vendor's project that it is in.
+    pub project_id: String,
+    /// Slug of its plan.
+    pub plan: String,
+    /// How it is billed.
+    pub cycle: String,
+}
+
+/// Inserts a bought server.
+///
+/// # Errors
+/// [`StoreError::Taken`] when the vendor's server has a row already.
+pub async fn insert_managed(
+    tx: &mut Tx,
+    sandbox: &Sandbox,
+    owner: Option<Uuid>,
+    at: &AtVendor,
+) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE sandboxes SET purchase_id = $2, vendor_id = $3, project_id = $4, plan = $5, cycle = $6 \
+        WHERE id = $1";
+    insert(tx, sandbox, owner).await?;
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(sandbox.id.uuid())
+        .bind(at.purchase)
+        .bind(&at.vendor_id)
+        .bind(&at.project_id)
+        .bind(&at.plan)
+        .bind(&at.cycle)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct AtVendorRead {
+    id: Uuid,
+    owner_id: Option<Uuid>,
+    purchase_id: Option<Uuid>,
+    vendor_id: Option<String>,
+    project_id: Option<String>,
+    plan: Option<String>,
+    cycle: Option<String>,
+}
+
+impl AtVendorRead {
+    fn split(self) -> (Uuid, Option<Uuid>, Option<AtVendor>) {
+        let at = match (self.vendor_id, self.project_id, self.plan, self.cycle) {
+            (Some(vendor_id), Some(project_id), Some(plan), Some(cycle)) => {
+                let purchase = self.purchase_id.unwrap_or_default();
+                Some(AtVendor { purchase, vendor_id, project_id, plan, cycle })
+            }
+            _ => None,
+        };
+        (self.id, self.owner_id, at)
+    }
+}
+
+/// The managed server of a vendor's id, with its owner.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn managed(
+    conn: &mut Conn,
+    vendor_id: &str,
+) -> Result<Option<(Sandbox, Option<Uuid>, AtVendor)>, StoreError> {
+    const SQL: &str = "SELECT id, owner_id, purchase_id, vendor_id, project_id, plan, cycle FROM sandboxes \
+        WHERE vendor_id = $1 AND managed";
+    let row: Option<AtVendorRead> =
+        on!(&mut *conn, |c| sqlx::query_as(SQL).bind(vendor_id).fetch_optional(c).await?);
+    let Some((id, owner, Some(at))) = row.map(AtVendorRead::split) else { return Ok(None) };
+    let found = sandbox(conn, id).await?;
+    Ok(found.map(|(sandbox, _)| (sandbox, owner, at)))
+}
+
+/// Keeps others from changing a sandbox until the end of the transaction. (SQLite has one writer.)
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn lock(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
+    const PG: &str = "SELECT 1 FROM sandboxes WHERE id = $1 FOR NO KEY UPDATE";
+    if tx.conn.is_postgres() {
+        on!(&mut tx.conn, |c| sqlx::query(PG).bind(id).execute(c).await?.rows_affected());
+    }
+    Ok(())
+}
+
+/// Sets until when a server is paid.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn set_paid_until(tx: &mut Tx, id: Uuid, until: DateTime<Utc>) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE sandboxes SET paid_until = $2 WHERE id = $1 AND managed";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(until).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+/// Managed servers that are not running yet, by the vendor's ids, longest waiting first.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn deploying(conn: &mut Conn, limit: i64) -> Result<Vec<(Uuid, AtVendor)>, StoreError> {
+    const SQL: &str = "SELECT id, owner_id, purchase_id, vendor_id, project_id, plan, cycle FROM sandboxes \
+        WHERE managed AND status = 'deploying' AND vendor_id IS NOT NULL ORDER BY created_at, id LIMIT $1";
+    let rows: Vec<AtVendorRead> = on!(conn, |c| sqlx::query_as(SQL).bind(limit).fetch_all(c).await?);
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            let (id, _, at) = row.split();
+            Some((id, at?))
+        })
+        .collect())
+}
+
+/// Notes how the vendor has a managed server: only from `deploying` on, so that nothing later is overwritten.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn deployed(
+    tx: &mut Tx,
+    id: Uuid,
+    status: &'static str,
+    ip_address: Option<&str>,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE sandboxes SET status = $2, ip_address = COALESCE($3, ip_address) \
+        WHERE id = $1 AND managed AND status = 'deploying'";
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(id)
+        .bind(status)
+        .bind(ip_address)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(done == 1)
+}

@@ -27,6 +27,7 @@ pub mod grace;
 pub mod healing;
 pub mod liveness;
 pub mod peers;
+pub mod purchases;
 pub mod settler;
 pub mod treasury;
 
@@ -118,6 +119,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     }));
     peers::start(app, stop, tracker);
     settler::start(app, stop, tracker);
+    purchases::start(app, stop, tracker);
     if app.payments.is_some() {
         worker!("chain", second, treasury::watch_chain);
         worker!("deposits", second * 3, deposits::run_once);

@@ -9,5 +9,6 @@ pub mod keys;
 pub mod ledger;
 pub mod local;
 pub mod payments;
+pub mod purchases;
 pub mod records;
 pub mod usage;

@@ -15,10 +15,11 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::service::payments::goods::{self, Answer, Delivered, Goods};
+use crate::service::purchases::money::{self, Back};
+use crate::service::purchases::open::Payment;
 use crate::store::idempotency::{self, Idem, StoredAnswer};
-use crate::store::orders::{self, NewSale};
+use crate::store::orders::{self, NewSale, Payer, Sold};
 use crate::store::receipts::{self, Receipt};
-use crate::store::refunds::{self, NewRefund};
 use crate::store::transactions::{self, Reporter};
 use crate::store::writer::Tx;
 use crate::store::{keys, ledger};
@@ -124,6 +125,8 @@ pub struct SoldFor {
     pub binding: [u8; 32],
     /// What is sold.
     pub goods: Goods,
+    /// What must not be kept beyond its end, JSON.
+    pub private: Option<String>,
     /// What it cost.
     pub price: MicroUsd,
     /// The request's idempotency key.
@@ -146,7 +149,7 @@ fn already_used(kind: &str) -> Error {
 ///
 /// # Errors
 /// 409 when the order or the transfer was used otherwise; store errors.
-pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<Answer, Error> {
+pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<Sold, Error> {
     if let Some(key) = sold.key {
         let known = keys::by_id(tx, key).await?;
         if known.is_none_or(|key| key.revoked) {
@@ -162,8 +165,8 @@ pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<A
     let row = arrived.row(kind, agent, sale);
     let mut from = ledger::TREASURY;
     if !receipts::insert(tx, &row).await? {
-        if let Some(answer) = answered(tx, sold, arrived).await? {
-            return Ok(answer);
+        if let Some(known) = known(tx, sold, arrived).await? {
+            return Ok(known);
         }
         if !receipts::match_up(tx, &row).await? {
             let used = receipts::of_transaction(&mut tx.conn, row.chain, row.tx_hash).await?;
@@ -173,11 +176,26 @@ pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<A
         from = ledger::UNMATCHED;
     }
     let receipt = arrived.receipt(&sold.order_id, &sold.resource, sold.scheme, tx.at);
-    let (answer, status, owner) = match goods::deliver(tx, &sold.goods, &receipt, from, sale).await? {
-        Delivered::Done { answer, owner } => (answer, "delivered", owner),
+    let mut payer = Payer {
+        sale,
+        status: "pending".to_owned(),
+        address: receipt.payer.clone(),
+        chain: row.chain,
+        tx_hash: arrived.tx_hash,
+        amount: arrived.amount.micros(),
+        agent,
+        owner: sold.goods.owner(),
+        answer_status: 0,
+    };
+    let payment = Payment { payer: &payer, from, receipt: &receipt };
+    let (answer, status, owner, purchase) = match goods::deliver(tx, sold, &payment).await? {
+        Delivered::Done { answer, owner, purchase } => (answer, "delivered", owner, purchase),
+        Delivered::Waits { purchase, owner } => (Answer::pending(), "pending", owner, Some(purchase)),
         Delivered::Impossible { code, detail, owner } => {
-            owe(tx, sold, arrived, from, (sale, agent, owner), &detail).await?;
-            (goods::refusal(code, &detail), "refund_due", owner)
+            payer.owner = owner;
+            let back = return_money(tx, sold, from, &payer, &detail).await?;
+            let said = format!("{detail}; {}", back.describe(arrived.amount));
+            (goods::refusal(code, &said), back.order_status(), owner, None)
         }
     };
     let new = NewSale {
@@ -203,18 +221,25 @@ pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<A
     if !orders::insert(tx, &new).await? {
         return Err(Error::conflict(ErrorCode::OrderAlreadyPaid, "this order was paid by another payment"));
     }
-    record(tx, &receipt, sold.goods.name(), sale, agent, owner).await?;
+    record(tx, &receipt, sold.goods.name(), (sale, purchase), agent, owner).await?;
     if let Some(idem) = sold.idem.filter(|_| status == "delivered") {
         keep(tx, &idem, &answer).await?;
     }
-    Ok(answer)
+    Ok(Sold {
+        id: sale,
+        order_id: receipt.order_id,
+        binding: sold.binding,
+        tx_hash: arrived.tx_hash,
+        payer: receipt.payer,
+        status: answer.status,
+        answer: answer.body,
+    })
 }
 
-/// The answer of the same order paid by the same transfer.
-async fn answered(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<Option<Answer>, Error> {
+/// The same order paid by the same transfer.
+async fn known(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<Option<Sold>, Error> {
     let known = orders::sold(&mut tx.conn, sold.order_hash).await?;
-    let known = known.filter(|known| known.tx_hash == arrived.tx_hash && known.binding == sold.binding);
-    Ok(known.map(|known| Answer { status: known.status, body: known.answer }))
+    Ok(known.filter(|known| known.tx_hash == arrived.tx_hash && known.binding == sold.binding))
 }
 
 async fn keep(tx: &mut Tx, idem: &Idem, answer: &Answer) -> Result<(), Error> {
@@ -226,33 +251,21 @@ async fn keep(tx: &mut Tx, idem: &Idem, answer: &Answer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Money that arrived and buys nothing.
-async fn owe(
+/// Money that arrived and buys nothing: owed back, or credits of whoever wanted to buy at a vendor.
+async fn return_money(
     tx: &mut Tx,
     sold: &SoldFor,
-    arrived: &Arrived,
     from: &'static str,
-    (sale, agent, owner): (Uuid, Uuid, Uuid),
-    reason: &str,
-) -> Result<(), Error> {
-    let refund = NewRefund {
-        reason: format!("{}: {reason}", sold.resource),
-        amount: arrived.amount.micros(),
-        payer: arrived.from.to_string(),
-        chain: signed(arrived.chain),
-        tx_hash: arrived.tx_hash,
-        sale,
-        agent,
-        owner,
-    };
-    let id = refunds::insert(tx, &refund).await?;
-    let amount = arrived.amount.micros();
-    ledger::move_between(tx, "refund_due", from, ledger::REFUNDS, amount, Some(id.to_string())).await?;
-    let mut row = arrived.row("refund_due", agent, sale);
-    row.status = "granted".to_owned();
-    receipts::set_kind(tx, &row).await?;
-    tracing::warn!(refund.id = %id, amount = %arrived.amount, "a payment bought nothing: a refund is due");
-    Ok(())
+    payer: &Payer,
+    detail: &str,
+) -> Result<Back, Error> {
+    let reason = format!("{}: {detail}", sold.resource);
+    match sold.goods {
+        Goods::Topup { .. } => money::owe(tx, from, payer.amount, payer, true, &reason).await,
+        Goods::Purchase { .. } | Goods::Void { .. } => {
+            money::give_back(tx, from, payer.amount, payer, true, &reason).await
+        }
+    }
 }
 
 /// The line of money that people read.
@@ -263,10 +276,11 @@ pub async fn record(
     tx: &mut Tx,
     receipt: &PaymentReceipt,
     what: &str,
-    sale: Uuid,
+    (sale, purchase): (Uuid, Option<Uuid>),
     agent: Uuid,
     owner: Uuid,
 ) -> Result<(), Error> {
+    let purchase = purchase.map_or(Value::Null, |id| Value::from(id.to_string()));
     let metadata: Map<String, Value> = [
         ("protocol", "x402"),
         ("scheme", receipt.scheme.as_str()),
@@ -276,7 +290,7 @@ pub async fn record(
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), Value::from(value)))
-    .chain([("saleId".to_owned(), Value::from(sale.to_string())), ("purchaseId".to_owned(), Value::Null)])
+    .chain([("saleId".to_owned(), Value::from(sale.to_string())), ("purchaseId".to_owned(), purchase)])
     .collect();
     if receipt.amount == MicroUsd::ZERO {
         return Ok(());

@@ -19,7 +19,8 @@ use crate::service::payments::{
     Asked, MAX_TIMEOUT_SECS, Paid, Payments, Refused, Sale, Stop, outcome, paid, parts, sold, used_elsewhere,
 };
 use crate::store::payments::{self, Payment};
-use crate::store::writer::Target;
+use crate::store::purchases;
+use crate::store::writer::{Target, Tx};
 use crate::treasury::Settler;
 use crate::upstream::chain::Ready;
 
@@ -215,17 +216,33 @@ pub async fn take(
     let claim = new_claim(app, parts, asked, sale, &checked, by_contract, ready)?;
     ask_chain(app, parts, asked, &checked, by_contract, ready).await?;
     let taken = claim.clone();
-    let taken = app
-        .writer
-        .apply(Target::Shared, move |tx| Box::pin(async move { Ok(payments::claim(tx, &taken).await?) }));
+    let taken =
+        app.writer.apply(Target::Shared, move |tx| Box::pin(async move { claim_in(tx, &taken).await }));
     if !taken.await? {
         return match claim_of(app, parts, transfer).await? {
             Some(other) => join(app, parts, asked, other).await,
+            None if sale.goods.exclusive().is_some() => Err(under_way()),
             None => Err(order_or_key_taken(asked)),
         };
     }
     parts.hand_over(claim.clone());
     outcome(app, parts, claim).await
+}
+
+/// Takes a payment, unless what it is for is being bought already: nobody is charged for what only one can have.
+async fn claim_in(tx: &mut Tx, claim: &Payment) -> Result<bool, Error> {
+    let name = claim.subject.as_deref().and_then(|subject| subject.strip_prefix("domain "));
+    if let Some(name) = name
+        && purchases::is_domain_live(&mut tx.conn, name).await?
+    {
+        return Ok(false);
+    }
+    Ok(payments::claim(tx, claim).await?)
+}
+
+fn under_way() -> Stop {
+    let detail = "somebody is paying for the same thing; nothing was charged";
+    Error::conflict(ErrorCode::PurchaseUnderWay, detail).into()
 }
 
 fn order_or_key_taken(asked: &Asked) -> Stop {
@@ -270,7 +287,7 @@ fn version_1(
         network: v1_name(parts.settings.chain_id).unwrap_or("base").to_owned(),
         max_amount_required: order.price.to_string(),
         resource: asked.url.clone(),
-        description: sale.description.to_owned(),
+        description: sale.description.clone(),
         mime_type: "application/json".to_owned(),
         output_schema: None,
         pay_to: parts.settings.treasury.to_string(),
@@ -371,6 +388,8 @@ fn new_claim(
         resource: asked.resource.clone(),
         idem: asked.idem,
         goods,
+        private: sale.private.clone(),
+        subject: sale.goods.exclusive(),
         agent: sale.goods.agent().map_or(Uuid::nil(), |agent| agent.uuid()),
         price: signed(checked.price),
         amount,

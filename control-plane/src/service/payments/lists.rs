@@ -17,7 +17,10 @@ use crate::store::{agents, ledger, refunds};
 use crate::treasury;
 
 /// The rows of a list that only its owner and the operator see, in every mode.
-fn scope(caller: &Caller) -> Result<Scope, Error> {
+///
+/// # Errors
+/// 401.
+pub fn scope(caller: &Caller) -> Result<Scope, Error> {
     if caller.operator().is_ok() {
         return Ok(Scope::All);
     }
@@ -25,7 +28,8 @@ fn scope(caller: &Caller) -> Result<Scope, Error> {
     Ok(caller.own_rows())
 }
 
-fn narrow(query: &mut Query, scope: Scope) {
+/// Narrows a list to those rows.
+pub fn narrow(query: &mut Query, scope: Scope) {
     match scope {
         Scope::All | Scope::Sanitised => {}
         Scope::Owner(owner) => query.filter("owner_id = ", Param::Id(owner)),

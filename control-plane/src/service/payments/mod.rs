@@ -27,7 +27,7 @@ use crate::service::payments::goods::{Answer, Goods};
 use crate::service::payments::order_id::Order;
 use crate::store::idempotency::{self, Idem, StoredAnswer};
 use crate::store::orders::Sold;
-use crate::store::{orders, payments};
+use crate::store::{orders, payments, purchases};
 use crate::treasury::{PaymentSettings, Settler};
 use crate::upstream::chain::{Chain, Ready, Trouble};
 use crate::upstream::facilitator::Facilitator;
@@ -86,7 +86,9 @@ pub struct Sale {
     /// For how much.
     pub price: MicroUsd,
     /// For people.
-    pub description: &'static str,
+    pub description: String,
+    /// What must not be kept beyond its end, JSON.
+    pub private: Option<String>,
 }
 
 /// One request, as far as a payment is tied to it.
@@ -102,6 +104,8 @@ pub struct Asked {
     pub idem: Option<Idem>,
     /// Who asks.
     pub caller: Caller,
+    /// Since when.
+    pub since: Instant,
 }
 
 impl Asked {
@@ -114,6 +118,10 @@ impl Asked {
 /// A sale that is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paid {
+    /// The sale.
+    pub sale: Uuid,
+    /// The order's id.
+    pub order_id: String,
     /// The answer.
     pub answer: Answer,
     /// Who paid.
@@ -215,7 +223,7 @@ impl Payments {
                 max_timeout_secs: MAX_TIMEOUT_SECS,
             }),
             url: asked.url.clone(),
-            description: sale.description.to_owned(),
+            description: sale.description.clone(),
         })
     }
 
@@ -327,6 +335,13 @@ pub fn parts(app: &App) -> Result<&Arc<Payments>, Error> {
 /// # Errors
 /// 409 when it was for another request; 503 while its outcome is not known; 402 when it failed.
 pub async fn repeat(app: &App, asked: &Asked, presented: &Presented) -> Result<Option<Paid>, Error> {
+    match seen(app, asked, presented).await? {
+        Some(paid) => arrived(app, asked, paid).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn seen(app: &App, asked: &Asked, presented: &Presented) -> Result<Option<Paid>, Error> {
     let parts = parts(app)?;
     match presented {
         Presented::Order(proof) => {
@@ -356,6 +371,8 @@ async fn sold(app: &App, order_hash: [u8; 32]) -> Result<Option<Sold>, Error> {
 
 fn paid(sold: Sold, version: Option<u8>, chain_id: u64) -> Paid {
     Paid {
+        sale: sold.id,
+        order_id: sold.order_id,
         answer: Answer { status: sold.status, body: sold.answer },
         payer: sold.payer,
         tx_hash: Hash(sold.tx_hash).to_string(),
@@ -371,6 +388,63 @@ fn paid(sold: Sold, version: Option<u8>, chain_id: u64) -> Paid {
 pub async fn kept(app: &App, idem: Idem) -> Result<Option<StoredAnswer>, Error> {
     let scope = idem.scope;
     Ok(app.db.read(move |conn| Box::pin(async move { idempotency::answer(conn, scope).await })).await?)
+}
+
+/// The outcome of a purchase that a request with this idempotency key has paid: never a second demand.
+///
+/// # Errors
+/// 409 when the key was used with another request; 503 while the outcome is not known.
+pub async fn under_way(app: &App, asked: &Asked, idem: Idem) -> Result<Option<Paid>, Error> {
+    let scope = idem.scope;
+    let found = app.db.read(move |conn| {
+        Box::pin(async move {
+            let Some(purchase) = purchases::live_of_idem(conn, scope).await? else { return Ok(None) };
+            let Some(sale) = purchase.sale else { return Ok(None) };
+            Ok(orders::sold_by_id(conn, sale).await?.map(|sold| (purchase.idem, sold)))
+        })
+    });
+    let Some((known, sold)) = found.await? else { return Ok(None) };
+    if known.is_none_or(|known| known.fingerprint != idem.fingerprint) {
+        let detail = "this Idempotency-Key was used with another request";
+        return Err(Error::conflict(ErrorCode::IdempotencyKeyReused, detail));
+    }
+    let chain_id = parts(app)?.settings.chain_id;
+    arrived(app, asked, paid(sold, None, chain_id)).await.map(Some)
+}
+
+/// Waits for what was paid for, for a while.
+async fn arrived(app: &App, asked: &Asked, paid: Paid) -> Result<Paid, Error> {
+    if !paid.answer.is_pending() {
+        return Ok(paid);
+    }
+    let pending = || Error::PaymentPending {
+        order_id: paid.order_id.clone(),
+        retry_after: Duration::from_secs(5),
+        detail: "the payment was taken and what it bought is on its way; present the same payment again",
+    };
+    let parts = parts(app)?;
+    let Ok(_seat) = parts.seats.try_acquire() else { return Err(pending()) };
+    // Whoever waited long for the payment still gets a moment for the goods.
+    let until = (asked.since + PATIENCE).max(Instant::now() + LOOK_EVERY * 5);
+    let sale = paid.sale;
+    loop {
+        if Instant::now() >= until || app.shared.is_draining() {
+            return Err(pending());
+        }
+        tokio::time::sleep(LOOK_EVERY / 2).await;
+        let found =
+            app.db.read(move |conn| Box::pin(async move { orders::sold_by_id(conn, sale).await })).await;
+        match found {
+            Ok(Some(sold)) if sold.status != 0 => {
+                let answer = Answer { status: sold.status, body: sold.answer };
+                return Ok(Paid { answer, ..paid });
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(Error::internal("a sale is gone")),
+            // The database is away: the purchase goes on by itself.
+            Err(_) => return Err(pending()),
+        }
+    }
 }
 
 /// Sells: asks for a payment, or takes the one presented.
@@ -396,12 +470,37 @@ pub async fn sell(
         Presented::V1(_) | Presented::V2(_) => exact::take(app, parts, asked, sale, presented, &ready).await,
     };
     match done {
-        Ok(paid) => Ok(paid),
+        Ok(paid) => arrived(app, asked, paid).await,
         Err(Stop::Error(error)) => Err(error),
         Err(Stop::Refused(refused)) => {
             app.shared.metrics.payments_refused.inc();
             Err(demand(refused.code, refused.detail))
         }
+    }
+}
+
+/// Takes the proof of an order for something that cannot be sold any more, and gives the money back: what is on the
+/// chain already must end somewhere. `None` when nothing was paid for this request.
+///
+/// # Errors
+/// 503 while the chain cannot be asked or the transfer is not deep enough.
+pub async fn give_back(
+    app: &App,
+    asked: &Asked,
+    presented: &Presented,
+    why: &Error,
+) -> Result<Option<Paid>, Error> {
+    let Presented::Order(proof) = presented else { return Ok(None) };
+    let parts = parts(app)?;
+    if parts.order(&proof.order_id).is_none_or(|order| order.binding != asked.binding) {
+        return Ok(None);
+    }
+    let goods = Goods::Void { code: why.code().as_str().to_owned(), detail: why.to_string() };
+    let sale = Sale { goods, price: MicroUsd::ZERO, description: String::new(), private: None };
+    match proof::take(app, parts, asked, &sale, proof).await {
+        Ok(paid) => Ok(Some(paid)),
+        Err(Stop::Error(error)) => Err(error),
+        Err(Stop::Refused(_)) => Ok(None),
     }
 }
 

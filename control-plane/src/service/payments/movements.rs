@@ -7,10 +7,11 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::service::payments::book::{Arrived, record};
+use crate::service::purchases::reversal;
 use crate::store::agents::AgentState;
 use crate::store::receipts::{self, Receipt};
 use crate::store::writer::Tx;
-use crate::store::{agents, ledger, orders};
+use crate::store::{agents, ledger, orders, purchases};
 
 /// Books a transfer to the treasury that nothing has used: it becomes credits of the agent whose proven wallet sent
 /// it, else it is unmatched. Tells whether credits came of it; does nothing when it was used.
@@ -38,7 +39,7 @@ pub async fn deposit_in(tx: &mut Tx, arrived: &Arrived) -> Result<bool, Error> {
     state.funded = true;
     ledger::move_credits(tx, &mut state, "deposit", ledger::TREASURY, arrived.amount, reference).await?;
     let receipt = arrived.receipt("", "deposit", "deposit", tx.at);
-    record(tx, &receipt, "deposit", Uuid::nil(), agent, owner).await?;
+    record(tx, &receipt, "deposit", (Uuid::nil(), None), agent, owner).await?;
     Ok(true)
 }
 
@@ -81,6 +82,12 @@ pub async fn turn_in(tx: &mut Tx, row: &Receipt, back: bool) -> Result<bool, Err
     };
     if !receipts::note(tx, &turned, was).await? {
         return Ok(false);
+    }
+    if !row.sale.is_nil()
+        && let Some(purchase) = purchases::of_sale(&mut tx.conn, row.sale).await?
+    {
+        reversal::turn_in(tx, row, &purchase, back).await?;
+        return Ok(true);
     }
     let kind = if back { "reversal" } else { "restored" };
     let reference = Some(format!("0x{}", hex::encode(row.tx_hash)));

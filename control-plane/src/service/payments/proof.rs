@@ -16,9 +16,8 @@ use crate::auth::Principal;
 use crate::error::Error;
 use crate::service::payments::book::{self, Arrived, SoldFor};
 use crate::service::payments::order_id::{self, Order};
-use crate::service::payments::{Asked, PATIENCE, Paid, Payments, Refused, Sale, Stop, signed_by};
+use crate::service::payments::{Asked, PATIENCE, Paid, Payments, Refused, Sale, Stop, paid, signed_by};
 use crate::store::agents;
-use crate::store::writer::Target;
 use crate::upstream::chain::{Mined, Seen};
 
 /// The share of the price that must arrive, and how much the operator bears of what is missing (micro-USDC).
@@ -88,6 +87,7 @@ pub async fn take(
         resource: asked.resource.clone(),
         binding: asked.binding,
         goods: sale.goods.clone(),
+        private: sale.private.clone(),
         price: MicroUsd::from_micros(book::signed(order.price)),
         idem: asked.idem,
         key: match tie {
@@ -95,14 +95,14 @@ pub async fn take(
             Tie::Payer => None,
         },
     };
-    let target = sold.goods.agent().map_or(Target::Shared, |agent| Target::Agent(agent.uuid()));
-    let tx_hash = arrived.hash_text();
-    let payer = arrived.from.to_string();
-    let answer =
-        app.writer.apply(target, move |tx| Box::pin(async move { book::sell_in(tx, &sold, &arrived).await }));
-    let answer = answer.await?;
+    let target = sold.goods.target();
+    let sold = app
+        .writer
+        .apply(target, move |tx| Box::pin(async move { book::sell_in(tx, &sold, &arrived).await }))
+        .await?;
     app.shared.metrics.payments_settled.inc();
-    Ok(Paid { answer, payer, tx_hash, version: None, chain_id: parts.settings.chain_id })
+    app.shared.purchases.notify_one();
+    Ok(paid(sold, None, parts.settings.chain_id))
 }
 
 /// Waits until the transfer is as deep in the chain as its amount needs.

@@ -15,7 +15,7 @@ use otonix_sdk::wallet::{Gas, Signed, Wallet};
 use crate::app::App;
 use crate::error::Error;
 use crate::service::payments::book::{self, Arrived, SoldFor, signed};
-use crate::service::payments::goods::{Answer, Goods};
+use crate::service::payments::goods::Goods;
 use crate::service::payments::order_id::{self, Order};
 use crate::service::payments::{Payments, chain_away};
 use crate::store::orders::Sold;
@@ -170,7 +170,7 @@ pub async fn search(
 pub async fn grant(app: &App, parts: &Payments, payment: &Payment, arrived: &Arrived) -> Result<(), Error> {
     let goods: Goods = serde_json::from_value(payment.goods.clone())
         .map_err(|_| Error::internal("a claim's goods cannot be read"))?;
-    let target = goods.agent().map_or(Target::Shared, |agent| Target::Agent(agent.uuid()));
+    let target = goods.target();
     let sold = SoldFor {
         order_id: payment.order_id.clone(),
         order_hash: payment.order_hash,
@@ -178,27 +178,21 @@ pub async fn grant(app: &App, parts: &Payments, payment: &Payment, arrived: &Arr
         resource: payment.resource.clone(),
         binding: payment.binding,
         goods,
+        private: payment.private.clone(),
         price: MicroUsd::from_micros(payment.price),
         idem: payment.idem,
         key: None,
     };
     let spare = spare_order(parts, payment, app.clock.now().timestamp());
-    let (id, payer, tx_hash) = (payment.id, arrived.from.to_string(), arrived.tx_hash);
+    let id = payment.id;
     let arrived = arrived.clone();
     let done = app
         .writer
         .apply(target, move |tx| Box::pin(async move { grant_in(tx, id, sold, spare, &arrived).await }));
     match done.await {
-        Ok(answer) => {
+        Ok(sold) => {
             app.shared.metrics.payments_settled.inc();
-            let binding = payment.binding;
-            let sold = answer.map(|answer| Sold {
-                binding,
-                tx_hash,
-                payer,
-                status: answer.status,
-                answer: answer.body,
-            });
+            app.shared.purchases.notify_one();
             parts.ended(payment.id, sold);
             Ok(())
         }
@@ -216,7 +210,7 @@ async fn grant_in(
     mut sold: SoldFor,
     spare: String,
     arrived: &Arrived,
-) -> Result<Option<Answer>, Error> {
+) -> Result<Option<Sold>, Error> {
     if let Some(agent) = sold.goods.agent() {
         agents::lock_state(tx, agent.uuid()).await?;
     }

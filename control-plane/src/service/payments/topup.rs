@@ -27,5 +27,10 @@ pub async fn offer(app: &App, id: AgentId, body: TopUp) -> Result<Sale, Error> {
     if state.killed {
         return Err(Error::agent_killed(id.uuid()));
     }
-    Ok(Sale { goods: Goods::Topup { agent: id }, price, description: "Credits for an Otonix agent" })
+    Ok(Sale {
+        goods: Goods::Topup { agent: id },
+        price,
+        description: "Credits for an Otonix agent".to_owned(),
+        private: None,
+    })
 }
