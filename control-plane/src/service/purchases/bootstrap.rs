@@ -4,10 +4,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use otonix_sdk::error::ErrorCode;
+use otonix_sdk::ids::AgentId;
 use otonix_sdk::secret::Secret;
 
 use crate::app::App;
 use crate::error::Error;
+use crate::service::enrolment;
 use crate::service::purchases::act::{Ready, Report};
 use crate::service::purchases::item::{Item, Private};
 use crate::service::purchases::machine::News;
@@ -74,12 +76,9 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-async fn token(_app: &App, _purchase: &Purchase) -> Result<Secret, Error> {
-    std::future::ready(Err(Error::NotConfigured {
-        code: ErrorCode::BootstrapNotConfigured,
-        detail: "enrolment is not there yet",
-    }))
-    .await
+/// Made for each attempt, so that none is ever kept.
+async fn token(app: &App, purchase: &Purchase) -> Result<Secret, Error> {
+    enrolment::invite_server(app, AgentId::from(purchase.agent)).await
 }
 
 #[cfg(test)]
