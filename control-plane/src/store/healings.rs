@@ -59,13 +59,13 @@ pub async fn since(conn: &mut Conn, agent: Uuid, at: DateTime<Utc>) -> Result<Ve
     Ok(on!(conn, |c| sqlx::query_as(SQL).bind(agent).bind(at).fetch_all(c).await?))
 }
 
-/// Agents that something is being tried on since a time.
+/// On how many agents something was begun after a time.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn busy_since(conn: &mut Conn, at: DateTime<Utc>) -> Result<i64, StoreError> {
     const SQL: &str = "SELECT count(DISTINCT agent_id) FROM healings WHERE recovered_at IS NULL \
-        AND step <> 'operator' AND created_at >= $1";
+        AND step <> 'operator' AND created_at > $1";
     Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(at).fetch_one(c).await?))
 }
 

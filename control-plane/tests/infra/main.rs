@@ -9,4 +9,6 @@ mod fake;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod automation;
 mod fakes;
+mod town;
