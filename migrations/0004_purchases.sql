@@ -42,6 +42,8 @@ CREATE TABLE purchases (
     -- Whether the server's password was shown, or there is none.
     secret_shown BOOLEAN NOT NULL,
     note TEXT,
+    -- From when on it is tried: when it was paid, or sent on its way again by the operator.
+    since TIMESTAMPTZ NOT NULL,
     created_at TIMESTAMPTZ NOT NULL,
     ended_at TIMESTAMPTZ
 );

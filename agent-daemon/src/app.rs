@@ -26,9 +26,9 @@ use crate::supervise::{Environment, Launch, Output, ProcessStatus, Supervisor, W
 use crate::{commands, files, payments, probe, process_tree, systemd, tier_keeper};
 
 /// Where the agent's process is written down.
-const PROCESS_RECORD: &str = "process.json";
+pub(crate) const PROCESS_RECORD: &str = "process.json";
 /// The lock that one daemon holds.
-const LOCK: &str = "daemon.lock";
+pub(crate) const LOCK: &str = "daemon.lock";
 /// How long the agent's process may take to end when the daemon stops, whatever is configured.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// How long the last events may take to be sent when the daemon stops.
@@ -122,8 +122,9 @@ async fn build(options: Options, account: Option<Account>) -> anyhow::Result<(Sh
     if let Err(error) = rustix::process::set_child_subreaper(Pid::from_raw(1)) {
         tracing::warn!(%error, "orphans of the agent's process will not be found");
     }
-    let settings: Settings = files::read_json(&Parts::settings_path(&state_dir))
-        .context("failed to read daemon.json")?
+    let settings_path = Parts::settings_path(&state_dir);
+    let settings: Settings = files::read_json(&settings_path)
+        .with_context(|| format!("failed to read {}", settings_path.display()))?
         .unwrap_or_default();
     let control_plane = Client::new(ClientConfig {
         server: crate::config::check_server(&config.link.server)?,

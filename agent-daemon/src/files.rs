@@ -108,6 +108,23 @@ pub fn make_passable(path: &Path) -> io::Result<()> {
 pub struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
 
 impl Lock {
+    /// Whether a process has it. Nothing is made by asking.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn is_held(path: &Path) -> io::Result<bool> {
+        let file = match OpenOptions::new().write(true).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Takes a lock; `None` when another process has it.
     ///
     /// # Errors
@@ -142,9 +159,12 @@ mod tests {
     fn a_lock_has_one_holder_until_it_is_dropped() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("lock");
+        assert!(!Lock::is_held(&path).expect("asked") && !path.exists());
         let held = Lock::take(&path).expect("take").expect("free");
         assert!(Lock::take(&path).expect("take").is_none());
+        assert!(Lock::is_held(&path).expect("asked"));
         drop(held);
+        assert!(!Lock::is_held(&path).expect("asked"));
         assert!(Lock::take(&path).expect("take").is_some());
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use support::{Home, OFFLINE_ID, eventually, request};
 
@@ -183,6 +184,86 @@ fn too_many_or_slow_callers_do_not_stop_it() {
         // Closed, with or without an answer; never left open.
         let _ = drip.read_to_end(&mut rest);
     }
+}
+
+#[test]
+fn half_open_connections_keep_no_honest_caller_waiting() {
+    let home = Home::offline("");
+    let daemon = home.start("");
+    let mut events = daemon.events();
+    assert!(events.next().expect("a line").contains("200"));
+    let half = |text: &str| -> Vec<UnixStream> {
+        let connect = |_| {
+            let mut stream = UnixStream::connect(home.socket()).expect("connects");
+            stream.write_all(text.as_bytes()).expect("begins");
+            stream
+        };
+        (0..150).map(connect).collect()
+    };
+    for text in
+        ["", "POST /v1/act", "POST /v1/actions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{\"action\""]
+    {
+        let held = half(text);
+        for n in 0..20 {
+            let began = Instant::now();
+            daemon.log(&format!("honest {n}"));
+            assert!(began.elapsed() < Duration::from_secs(2), "{text:?}: {:?}", began.elapsed());
+        }
+        assert!(home.call(&["status"]).status.success());
+        drop(held);
+    }
+    // Who listens to events is at work, and stays.
+    assert!(events.any(|line| line.starts_with("event: standing")));
+}
+
+#[test]
+fn what_is_no_request_is_told_so() {
+    let home = Home::offline("");
+    let daemon = home.start("");
+    for (sent, status, code) in [
+        ("nonsense\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("GET /v1/status HTTP/1.1\r\nno colon here\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("POST /v1/actions HTTP/1.1\r\nContent-Length: x\r\n\r\n".to_owned(), 400, "bad_request"),
+        (format!("GET /v1/status HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(40_000)), 431, "payload_too_large"),
+    ] {
+        let mut stream = UnixStream::connect(home.socket()).expect("connects");
+        // It may be refused before it has sent everything.
+        let _ = stream.write_all(sent.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8(answer).expect("text");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{sent:.30}: {answer}"));
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{sent:.30}: {head}");
+        assert!(head.contains("content-type: application/problem+json"), "{head}");
+        let problem: serde_json::Value = serde_json::from_str(body).expect("a problem");
+        assert_eq!((&problem["code"], &problem["status"]), (&code.into(), &status.into()));
+    }
+    assert_eq!(daemon.get("/v1/status").expect("an answer").status, 200);
+}
+
+#[test]
+fn errors_name_the_field_and_no_type() {
+    let home = Home::offline("---\n[pay]\nallow_shared_uid = true\n");
+    let daemon = home.start("");
+    for (path, body, detail) in [
+        ("/v1/actions", r#"{"category":"system"}"#, "`action` is needed"),
+        ("/v1/actions", r#"{"action":["a"],"category":"system"}"#, "`action` must be a text, not a list"),
+        (
+            "/v1/usage",
+            r#"{"model":"m","tokensIn":"7"}"#,
+            "`tokensIn` must be a whole number in its range, not a text",
+        ),
+        (
+            "/v1/pay",
+            r#"{"url":"http://127.0.0.1:9","maxAmount":1,"headers":[]}"#,
+            "`headers` must be an object, not a list",
+        ),
+    ] {
+        let answer = daemon.post(path, body);
+        assert_eq!((answer.status, answer.body["detail"].as_str()), (400, Some(detail)), "{path} {body}");
+    }
+    let packed = daemon.post_keyed("/v1/actions", "{}", &[("Content-Encoding", "gzip")]);
+    assert_eq!((packed.status, packed.code()), (415, "unsupported_media_type"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::clock::Clock;
 use otonix_sdk::ids::KeyId;
 use otonix_sdk::prices::PriceTable;
@@ -43,6 +44,8 @@ pub struct App {
     pub payments: Option<Arc<Payments>>,
     /// Who sells servers and domains, when somebody does.
     pub vendors: Vendors,
+    /// Who domains are registered to when a request names nobody.
+    pub registrant: Option<Contact>,
     /// SHA-256 of the operator token, hex.
     pub operator_hash: String,
     /// Names this replica.
@@ -54,6 +57,8 @@ pub struct App {
 pub struct Outside {
     pub payments: Option<Payments>,
     pub vendors: Vendors,
+    /// Who domains are registered to when a request names nobody.
+    pub registrant: Option<Contact>,
 }
 
 /// What the writer's commits change in memory.
@@ -226,6 +231,7 @@ impl App {
             rate_limits,
             payments: outside.payments.map(Arc::new),
             vendors: outside.vendors,
+            registrant: outside.registrant,
             operator_hash,
             replica: otonix_sdk::clock::new_id(),
         })

@@ -22,6 +22,7 @@ use crate::service::children::Lineage;
 use crate::service::purchases::bootstrap::Package;
 use crate::service::purchases::contact;
 use crate::treasury::{Given, PaymentSettings};
+use crate::upstream::vendors::{self, VendorSettings};
 
 /// The Otonix control plane.
 #[derive(Debug, Parser)]
@@ -197,18 +198,44 @@ options! {
     /// SHA-256 of what is there, hex.
     #[arg(env = "OTONIX_AGENT_PACKAGE_SHA256")]
     agent_package_sha256: String,
-    /// Vercel API token. Until domains are sold it only makes `guarded` the default mode.
+    /// Where Vercel is asked (default https://api.vercel.com).
+    #[arg(env = "OTONIX_VERCEL_URL")]
+    vercel_url: String,
+    /// Vercel API token: domains are sold and their zones kept with it; it makes `guarded` the default mode.
     #[arg(env = "OTONIX_VERCEL_TOKEN", hide_env_values = true)]
     vercel_token: String,
     /// File that holds the Vercel token.
     #[arg(env = "OTONIX_VERCEL_TOKEN_FILE")]
     vercel_token_file: PathBuf,
-    /// Cherry Servers API token. Until servers are sold it only makes `guarded` the default mode.
+    /// The Vercel team that owns the domains (default: the token's own account).
+    #[arg(env = "OTONIX_VERCEL_TEAM")]
+    vercel_team: String,
+    /// Where Cherry Servers is asked (default https://api.cherryservers.com).
+    #[arg(env = "OTONIX_CHERRY_URL")]
+    cherry_url: String,
+    /// Cherry Servers API token: servers are sold with it; it makes `guarded` the default mode.
     #[arg(env = "OTONIX_CHERRY_TOKEN", hide_env_values = true)]
     cherry_token: String,
     /// File that holds the Cherry Servers token.
     #[arg(env = "OTONIX_CHERRY_TOKEN_FILE")]
     cherry_token_file: PathBuf,
+    /// The team that is billed, by its number (default: the one that has the project).
+    #[arg(env = "OTONIX_CHERRY_TEAM")]
+    cherry_team: u64,
+    /// The project that servers are bought into, by its number.
+    #[arg(env = "OTONIX_CHERRY_PROJECT")]
+    cherry_project: u64,
+    /// Dollars for one euro, for accounts that are billed in euros. Needs eur-usd-date.
+    #[arg(env = "OTONIX_EUR_USD")]
+    #[serde(deserialize_with = "text_or_number")]
+    eur_usd: String,
+    /// The day of that rate, YYYY-MM-DD.
+    #[arg(env = "OTONIX_EUR_USD_DATE")]
+    #[serde(deserialize_with = "text_or_number")]
+    eur_usd_date: String,
+    /// How many days the rate counts; after them nothing is sold for euros (default 30).
+    #[arg(env = "OTONIX_EUR_USD_DAYS")]
+    eur_usd_days: u32,
 }
 
 /// The configuration in force.
@@ -237,10 +264,12 @@ pub struct Settings {
     pub log_format: Option<LogFormat>,
     /// How this server is paid; `None` when it is not.
     pub payments: Option<PaymentSettings>,
-    /// Who domains are registered to when a request names nobody.
-    pub registrant: Option<Contact>,
+    /// The file with whoever domains are registered to when a request names nobody.
+    pub registrant_contact: Option<PathBuf>,
     /// Where new servers get the daemon from.
     pub agent_package: Option<Package>,
+    /// The accounts at vendors.
+    pub vendors: VendorSettings,
 }
 
 impl Options {
@@ -262,14 +291,25 @@ impl Options {
         let database = secret("database", self.database, self.database_file)?;
         let database = database
             .unwrap_or_else(|| Secret::new(format!("sqlite://{}", data_dir.join("otonix.db").display())));
-        let vendor_token = self.settle_key_file.is_some()
-            | secret("vercel-token", self.vercel_token, self.vercel_token_file)?.is_some()
-            | secret("cherry-token", self.cherry_token, self.cherry_token_file)?.is_some();
+        let vendors = vendors::Given {
+            vercel_url: self.vercel_url,
+            vercel_token: secret("vercel-token", self.vercel_token, self.vercel_token_file)?,
+            vercel_team: self.vercel_team,
+            cherry_url: self.cherry_url,
+            cherry_token: secret("cherry-token", self.cherry_token, self.cherry_token_file)?,
+            cherry_team: self.cherry_team,
+            cherry_project: self.cherry_project,
+            eur_usd: self.eur_usd,
+            eur_usd_date: self.eur_usd_date,
+            eur_usd_days: self.eur_usd_days,
+        };
+        let vendors = vendors.resolve()?;
+        let spends = self.settle_key_file.is_some() || vendors.vercel.is_some() || vendors.cherry.is_some();
         let operator_token = secret("operator-token", self.operator_token, self.operator_token_file)?;
         if operator_token.as_ref().is_some_and(|token| token.expose().len() < 16) {
             bail!("operator-token must have at least 16 characters");
         }
-        let mode = mode(self.mode, listen, vendor_token)?;
+        let mode = mode(self.mode, listen, spends)?;
         let payments = Given {
             rpc: self.chain_rpc,
             chain_id: self.chain_id,
@@ -319,8 +359,9 @@ impl Options {
             log: self.log.filter(|log| !log.is_empty()).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format,
             payments: payments.resolve()?,
-            registrant: self.registrant_contact.as_deref().map(read_contact).transpose()?,
+            registrant_contact: self.registrant_contact,
             agent_package: package(self.agent_package_url, self.agent_package_sha256)?,
+            vendors,
         })
     }
 }
@@ -362,6 +403,14 @@ impl Settings {
         let Some(path) = &self.price_table else { return Ok(PriceTable::default()) };
         read_prices(path).with_context(|| format!("price-table {}", path.display()))
     }
+
+    /// Who domains are registered to when a request names nobody.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something is missing in it.
+    pub fn registrant(&self) -> anyhow::Result<Option<Contact>> {
+        self.registrant_contact.as_deref().map(read_contact).transpose()
+    }
 }
 
 /// A list, or one text with commas, as in the environment.
@@ -384,12 +433,12 @@ fn text_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<O
     Ok(Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
 }
 
-fn mode(asked: Option<ModeName>, listen: SocketAddr, vendor_token: bool) -> anyhow::Result<Mode> {
+fn mode(asked: Option<ModeName>, listen: SocketAddr, spends: bool) -> anyhow::Result<Mode> {
     match asked {
         Some(ModeName::Guarded) => Ok(Mode::Guarded),
         Some(ModeName::Open) if listen.ip().is_loopback() => Ok(Mode::Open),
         Some(ModeName::Open) => bail!("mode open serves this machine only: listen on a loopback address"),
-        None if listen.ip().is_loopback() && !vendor_token => Ok(Mode::Open),
+        None if listen.ip().is_loopback() && !spends => Ok(Mode::Open),
         None => Ok(Mode::Guarded),
     }
 }

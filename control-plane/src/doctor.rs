@@ -18,6 +18,7 @@ use crate::treasury::Settler;
 /// When a file that it names cannot be read.
 pub fn summary(settings: &Settings) -> anyhow::Result<String> {
     let prices = settings.prices()?;
+    settings.registrant()?;
     let database = settings.database.expose();
     let database = if database.starts_with("sqlite://") { database } else { "postgres (URL not shown)" };
     let mode = match settings.mode {
@@ -78,6 +79,9 @@ pub async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     data_dir(settings, &mut findings);
     if let Err(error) = settings.prices() {
         findings.bad(format!("{error:#}: correct the price table"));
+    }
+    if let Err(error) = settings.registrant() {
+        findings.bad(format!("{error:#}: correct the file, or name a contact in every request"));
     }
     if let Some((cert, key)) = &settings.tls {
         match Tls::load(cert, key) {

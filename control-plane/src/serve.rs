@@ -25,7 +25,6 @@ use crate::rest;
 use crate::service::payments::Payments;
 use crate::store::writer::Target;
 use crate::store::{Db, audit, laws, leases, migrate, replicas, settings};
-use crate::upstream::providers::Vendors;
 use crate::worker::{beats, calendar};
 
 /// How long a stop may take before what is left is dropped.
@@ -39,6 +38,7 @@ const FLUSH_TIME: Duration = Duration::from_secs(5);
 /// What keeps the server from starting.
 pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let prices = settings.prices()?;
+    let registrant = settings.registrant()?;
     settings.laws = settings.read_laws()?;
     // Whatever is made from here on is for this user alone, the database's own files too.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -63,7 +63,8 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     if let Some(laws) = &settings.laws {
         laws::keep(&db, laws, SystemClock.now()).await.context("the laws")?;
     }
-    let outside = Outside { payments: payments(&settings, &db).await?, vendors: Vendors::default() };
+    let payments = payments(&settings, &db).await?;
+    let outside = Outside { payments, vendors: settings.vendors.connect()?, registrant };
     let app = App::new(settings, prices, db, Arc::new(SystemClock), operator_hash, outside, &tracker);
     let stop = CancellationToken::new();
     crate::worker::start(&app, &stop, &tracker);

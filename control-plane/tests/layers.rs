@@ -102,6 +102,7 @@ const HANDLERS: &[&str] = &[
     "control-plane/src/rest/enrolment.rs",
     "control-plane/src/rest/keys.rs",
     "control-plane/src/rest/payments.rs",
+    "control-plane/src/rest/purchases.rs",
     "control-plane/src/rest/records.rs",
     "control-plane/src/rest/sanitise.rs",
     "control-plane/src/rest/system.rs",
@@ -258,8 +259,14 @@ fn chains_and_private_keys_have_one_home() {
 #[test]
 fn clients_clocks_and_pools_are_made_in_one_place() {
     // The payer's other files name the type of a URL only.
-    let homes =
-        &["sdk/src/client/", "sdk/src/link/", "sdk/src/agent.rs", "sdk/src/chain/http.rs", "sdk/src/pay/"];
+    let homes = &[
+        "sdk/src/client/",
+        "sdk/src/link/",
+        "sdk/src/agent.rs",
+        "sdk/src/chain/http.rs",
+        "sdk/src/pay/",
+        "control-plane/src/upstream/",
+    ];
     assert_absent(OURS, &["reqwest"], homes);
     for (what, places) in [
         ("SystemClock", &["control-plane/src/serve.rs"][..]),

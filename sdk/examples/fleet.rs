@@ -38,6 +38,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use stats::Stats;
 use stream::{Agent, Fleet};
+
+/// What it measures shares the machine with it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 

@@ -23,6 +23,9 @@ struct Args {
     wallet_key: String,
     #[arg(long, env = "OTONIX_CHAIN_RPC", default_value = "https://mainnet.base.org")]
     rpc: String,
+    /// The token's contract
+    #[arg(long, env = "OTONIX_ASSET", default_value = network::USDC_ON_BASE)]
+    asset: String,
     #[arg(long, default_value = ".otonix-pay")]
     journal: String,
     /// Sellers on this machine or its network
@@ -45,7 +48,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         server: String::new(),
         topup_path: String::new(),
         chain_id: network::BASE,
-        asset: parse_address(network::USDC_ON_BASE)?,
+        asset: parse_address(&args.asset)?,
     };
     let config = PayConfig {
         dir: args.journal.into(),

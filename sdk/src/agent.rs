@@ -87,9 +87,14 @@ pub enum AgentError {
     /// The configuration is wrong.
     #[error("configuration: {0}")]
     Config(String),
-    /// The state directory cannot be used.
-    #[error("state directory: {0}")]
-    Io(#[from] std::io::Error),
+    /// A file or folder of the state directory cannot be used.
+    #[error("failed to use {}", path.display())]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the file system says.
+        source: std::io::Error,
+    },
     /// Another process has the state directory.
     #[error("the state directory is in use by another process")]
     Locked,
@@ -174,13 +179,13 @@ impl Agent {
             version: config.version,
             tuning,
         };
+        let path = link.state_dir.clone();
         let opened = on_disk(move || Core::open(link)).await;
-        let (core, commands) = opened.ok_or_else(|| std::io::Error::other("the opening stopped"))?.map_err(
-            |error| match error {
-                OpenError::Locked => AgentError::Locked,
-                OpenError::Io(error) => AgentError::Io(error),
-            },
-        )?;
+        let stopped = || OpenError::of(&path, std::io::Error::other("the opening stopped"));
+        let (core, commands) = opened.unwrap_or_else(|| Err(stopped())).map_err(|error| match error {
+            OpenError::Locked => AgentError::Locked,
+            OpenError::Unusable { path, source } => AgentError::Unusable { path, source },
+        })?;
         let link = tokio::spawn(run::run(Arc::clone(&core)));
         let persist = tokio::spawn(run::persist(Arc::clone(&core))).abort_handle();
         Ok(Self(Arc::new(Handle {

@@ -97,10 +97,10 @@ id!(
     CommandId
 );
 id!(
-    /// A one-time token by which machines enrol (not the secret itself).
-    EnrolmentTokenId
-);
-id!(
     /// Something that is bought at a vendor.
     PurchaseId
+);
+id!(
+    /// A one-time token by which machines enrol (not the secret itself).
+    EnrolmentTokenId
 );

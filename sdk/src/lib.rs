@@ -7,6 +7,7 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod api;
+pub mod body;
 #[cfg(all(feature = "wallet", feature = "client"))]
 pub mod chain;
 #[cfg(feature = "client")]

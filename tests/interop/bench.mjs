@@ -11,7 +11,7 @@ import { startFacilitator } from './partners/facilitator.mjs'
 import { startMerchant } from './partners/merchants.mjs'
 import { ask, signV2 } from './partners/payers.mjs'
 import { offer, startRogue } from './partners/rogue.mjs'
-import { startRpc } from './partners/rpc.mjs'
+import { watched } from './partners/rpc-thread.mjs'
 import { ACCOUNTS, machine, sleep, stage, startServer, wallet } from './stage.mjs'
 
 const { values } = parseArgs({
@@ -70,7 +70,7 @@ async function present({ url, init }) {
 
 const chain = await stage()
 const figures = {}
-const node = await startRpc(chain.url)
+const node = await watched(chain.url)
 
 note('402s')
 const server = await startServer({ chain, database: values.database })
@@ -96,13 +96,13 @@ figures.official_paid_per_s = await rate(official, present).catch(error => { not
 await server.stop()
 
 note('the server\'s own time')
-const watched = await startServer({ chain, rpc: node.url, database: values.database, like: values.database ? server : undefined, treasury: server.treasury })
+const quiet = await startServer({ chain, rpc: node.url, database: values.database, like: values.database ? server : undefined, treasury: server.treasury })
 const own = []
-for (const payment of await payments(watched, Math.min(count, 200))) {
-    node.spans.length = 0
+for (const payment of await payments(quiet, Math.min(count, 200))) {
     const began = performance.now()
     await present(payment)
-    own.push(outside(began, performance.now(), node.spans))
+    const ended = performance.now()
+    own.push(outside(began, ended, await node.spans()))
 }
 figures.server_own_ms = median(own)
 
@@ -118,16 +118,17 @@ const settings = {
     OTONIX_PAY_MAX_HOUR: '1000', OTONIX_PAY_MAX_DAY: '1000', OTONIX_PAY_ALLOW_SHARED_UID: 'true',
     OTONIX_LOG: 'warn',
 }
-const buyer = await machine(watched, { chain, rpc: node.url, usdc: 1_000_000_000, settings })
+const buyer = await machine(quiet, { chain, rpc: node.url, usdc: 1_000_000_000, settings })
 await buyer.run()
 const ownOfDaemon = []
 for (let at = 0; at < Math.min(count, 100); at += 1) {
-    node.spans.length = rogue.spans.length = 0
+    rogue.spans.length = 0
+    await node.spans()
     const began = performance.now()
     const answer = await buyer.local('POST', '/v1/pay', { url, maxAmount: '1', idempotencyKey: `bench-${at}` })
     const ended = performance.now()
     assert.equal(answer.body.status, 200, answer.text)
-    ownOfDaemon.push(outside(began, ended, [...node.spans, ...rogue.spans]))
+    ownOfDaemon.push(outside(began, ended, [...await node.spans(), ...rogue.spans]))
 }
 figures.daemon_own_ms = median(ownOfDaemon)
 await sleep(seconds * 1000)
@@ -135,9 +136,9 @@ figures.daemon_rss = Number(readFileSync(`/proc/${buyer.process.pid}/statm`, 'ut
 await buyer.stop()
 
 note('verification')
-const { 'PAYMENT-SIGNATURE': header } = (await payments(watched, 1))[0].init.headers
+const { 'PAYMENT-SIGNATURE': header } = (await payments(quiet, 1))[0].init.headers
 figures.verify_us = JSON.parse(execFileSync(join(EXAMPLES, 'verify'), { input: header })).p50_us
 
 console.log(JSON.stringify(figures))
-for (const each of [watched, rogue, merchant, facilitator, node, chain]) await each.stop()
+for (const each of [quiet, rogue, merchant, facilitator, node, chain]) await each.stop()
 process.exit()

@@ -35,6 +35,17 @@ impl<'a> Call<'a> {
     }
 }
 
+/// What it means that the server takes nothing from this agent.
+pub(super) fn refusal_in_words(code: &str) -> &str {
+    match code {
+        "agent_killed" => "the agent was killed; nothing of it is stored any more",
+        "revoked_key" => "the API key was revoked; records wait for another key",
+        "unknown_key" => "the server does not know the API key; records wait for another key",
+        "not_found" => "the server knows no such agent of this key's owner; records wait",
+        other => other,
+    }
+}
+
 /// Whether a daemon listens.
 pub(super) async fn listens(socket: &Path) -> bool {
     UnixStream::connect(socket).await.is_ok()

@@ -1,5 +1,7 @@
 //! `otonix-agent doctor`: what is wrong, and what to do about it.
 
+mod files;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -115,7 +117,15 @@ fn check_config(report: &mut Report, place: &Place, config: &Config, state_dir: 
     let key = api_key(None, std::env::var_os("OTONIX_API_KEY_FILE").as_deref().map(Path::new), state_dir);
     let runtime = runtime()?;
     let socket = state_dir.join(local_api::SOCKET);
-    runtime.block_on(check_daemon(report, &socket, place));
+    if runtime.block_on(client::listens(&socket)) {
+        runtime.block_on(check_daemon(report, &socket));
+    } else {
+        report.note(
+            format!("no daemon is running on {}", place.state_dir().display()),
+            "start it by `otonix-agent run`, or systemctl start otonix-agent",
+        );
+        files::check(report, state_dir, &socket);
+    }
     runtime.block_on(check_payments(report, &socket));
     runtime.block_on(check_chain(report, config, state_dir));
     match key {
@@ -254,17 +264,17 @@ fn check_systemd(report: &Report) {
     }
 }
 
-async fn check_daemon(report: &mut Report, socket: &Path, place: &Place) {
-    if !client::listens(socket).await {
-        report.note(
-            format!("no daemon is running on {}", place.state_dir().display()),
-            "start it by `otonix-agent run`, or systemctl start otonix-agent",
-        );
-        return;
-    }
+async fn check_daemon(report: &mut Report, socket: &Path) {
     match client::call::<LocalStatus>(socket, Call::get("/v1/status")).await {
         Ok(status) => {
             report.fine(format!("the daemon runs, its agent's process is {}", status.agent_process));
+            if let Some(code) = status.refused.as_deref() {
+                let advice = match ErrorCode::parse(code) {
+                    Some(ErrorCode::AgentKilled) => "register another one, in another state directory",
+                    _ => "run `otonix-agent init --api-key` with another key, and restart the daemon",
+                };
+                report.problem(client::refusal_in_words(code), advice);
+            }
             check_spool(report, &status);
         }
         Err(error) => report.problem(format!("{error:#}"), "look at the daemon's log"),

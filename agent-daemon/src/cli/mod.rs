@@ -16,7 +16,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use otonix_sdk::secret::Secret;
 
@@ -158,10 +158,11 @@ fn load_config(place: &Place, state_dir: &Path) -> anyhow::Result<Config> {
 /// The API key from a flag or the environment, a file, the service manager, or the state directory.
 fn api_key(given: Option<Secret>, file: Option<&Path>, state_dir: &Path) -> anyhow::Result<Secret> {
     if let Some(key) = given {
+        ensure!(!key.is_empty(), "the API key in --api-key or OTONIX_API_KEY is empty");
         return Ok(key);
     }
     if let Some(file) = file {
-        return secret_file(file)?.with_context(|| format!("there is no file {}", file.display()));
+        return secret_file(file)?.with_context(|| format!("there is no API key in {}", file.display()));
     }
     if let Some(key) = systemd::credential(API_KEY)? {
         return Ok(key);

@@ -34,7 +34,8 @@ impl Status {
 
 fn lines(status: &LocalStatus, more: &Value) -> Vec<(&'static str, String)> {
     let text = |name: &str| more.get(name).and_then(Value::as_str);
-    let link = match (status.connected, text("transport"), text("lastError")) {
+    let refused = status.refused.as_deref().map(client::refusal_in_words);
+    let link = match (status.connected, text("transport"), refused.or(text("lastError"))) {
         (true, transport, _) => format!("connected ({})", transport.unwrap_or("?")),
         (false, _, Some(error)) => format!("not connected: {error}"),
         (false, _, None) => "not connected".to_owned(),

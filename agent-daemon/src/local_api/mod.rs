@@ -4,11 +4,14 @@
 //! are bounded. What it accepts is on disk before it answers.
 
 mod children;
+mod connection;
 mod events;
 pub mod pay;
 pub(crate) mod problem;
 mod records;
+mod refusals;
 mod routes;
+mod seats;
 
 use std::fs;
 use std::io;
@@ -18,23 +21,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::seats::Seats;
 use crate::accounts::Account;
 use crate::shared::Shared;
 
 /// The name of the socket in the state directory.
 pub const SOCKET: &str = "agent.sock";
-/// Connections served at a time; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
-/// How long a request's head may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a request's head.
-const MAX_HEAD: usize = 16 * 1024;
+/// Connections told at a time that there is no place for them; more are closed.
+const MAX_DISMISSED: usize = 32;
 /// Longest path that the kernel takes for a socket.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -68,20 +66,30 @@ pub struct LocalApi {
     peers: Peers,
 }
 
+/// Whether a socket is there already.
+///
+/// # Errors
+/// A sentence for people when none can be bound there.
+pub fn check_path(path: &Path) -> anyhow::Result<bool> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        bail!("{} is too long for a socket; use a shorter --state-dir", path.display());
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => Ok(true),
+        Ok(_) => bail!("{} is in the way: it is not a socket", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("failed to look at {}", path.display())),
+    }
+}
+
 impl LocalApi {
     /// Binds the socket, in place of one that an earlier life left. Call it while holding the state directory's lock.
     ///
     /// # Errors
     /// A sentence for people: the path is too long, is something else than a socket, or cannot be written.
     pub fn bind(path: &Path, account: Option<&Account>) -> anyhow::Result<Self> {
-        if path.as_os_str().len() > MAX_SOCKET_PATH {
-            bail!("{} is too long for a socket; use a shorter --state-dir", path.display());
-        }
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
-            Ok(_) => bail!("{} is in the way: it is not a socket", path.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+        if check_path(path)? {
+            fs::remove_file(path).with_context(|| format!("failed to replace {}", path.display()))?;
         }
         // The umask of the daemon leaves it to its owner until its group is set.
         let listener =
@@ -100,13 +108,9 @@ impl LocalApi {
     pub async fn serve(self, shared: Shared, cancel: CancellationToken) {
         let router = routes::router(shared, cancel.clone());
         let stranger = routes::stranger();
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (seats, full) = (Seats::default(), routes::full());
+        let dismissals = Arc::new(Semaphore::new(MAX_DISMISSED));
         loop {
-            let place = tokio::select! {
-                () = cancel.cancelled() => break,
-                place = Arc::clone(&places).acquire_owned() => place,
-            };
-            let Ok(place) = place else { break };
             let accepted = tokio::select! {
                 () = cancel.cancelled() => break,
                 accepted = self.listener.accept() => accepted,
@@ -119,38 +123,27 @@ impl LocalApi {
                     continue;
                 }
             };
-            let known = stream.peer_cred().ok().filter(|peer| self.peers.allow(peer.uid()));
-            let router = match known {
+            let credentials = stream.peer_cred().ok();
+            let Some(seat) = seats.take(credentials.and_then(|credentials| credentials.pid())) else {
+                if let Ok(place) = Arc::clone(&dismissals).try_acquire_owned() {
+                    let dismissed = connection::dismiss(stream, full.clone());
+                    tokio::spawn(async move {
+                        dismissed.await;
+                        drop(place);
+                    });
+                }
+                continue;
+            };
+            let router = match credentials.filter(|peer| self.peers.allow(peer.uid())) {
                 Some(credentials) => {
                     let is_agent = self.peers.agent == Some(credentials.uid());
                     router.clone().layer(axum::Extension(Peer { pid: credentials.pid(), is_agent }))
                 }
                 None => stranger.clone(),
             };
-            let cancel = cancel.clone();
-            tokio::spawn(async move {
-                serve_one(stream, router, cancel).await;
-                drop(place);
-            });
+            tokio::spawn(connection::serve(stream, router, seat, cancel.clone()));
         }
         // It may have been removed by hand.
         let _ = fs::remove_file(&self.path);
-    }
-}
-
-async fn serve_one(stream: UnixStream, router: axum::Router, cancel: CancellationToken) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = cancel.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a local connection ended early");
     }
 }

@@ -35,6 +35,8 @@ impl From<RecordError> for Refusal {
         let (status, code) = match &error {
             RecordError::Invalid(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidField),
             RecordError::IdempotencyKeyReused => (StatusCode::CONFLICT, ErrorCode::IdempotencyKeyReused),
+            RecordError::UnknownModel(_) => (StatusCode::BAD_REQUEST, ErrorCode::UnknownModel),
+            RecordError::Killed => (StatusCode::CONFLICT, ErrorCode::AgentKilled),
             RecordError::SpoolFull => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::SpoolFull),
             RecordError::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::DiskFull),
             RecordError::Closed => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Overloaded),
@@ -43,18 +45,25 @@ impl From<RecordError> for Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
+impl Refusal {
+    /// The problem as it is sent.
+    pub(super) fn body(&self) -> Vec<u8> {
         let problem = Problem {
             kind: "about:blank".into(),
             title: self.status.canonical_reason().unwrap_or("Error").into(),
             status: self.status.as_u16(),
             detail: self.detail.clone(),
             code: self.code.as_str().into(),
-            error: self.detail,
+            error: self.detail.clone(),
             request_id: otonix_sdk::clock::new_id().to_string(),
         };
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        serde_json::to_vec(&problem).unwrap_or_default()
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = self.body();
         let mut response = (self.status, body).into_response();
         response
             .headers_mut()

@@ -5,11 +5,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use otonix_sdk::api::actions::LogAction;
 use otonix_sdk::api::local::Accepted;
 use otonix_sdk::api::usage::LogUsage;
+use otonix_sdk::body::Unreadable;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::EventId;
 use serde::de::DeserializeOwned;
@@ -69,6 +70,15 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     request: Request<Body>,
     most: usize,
 ) -> Result<T, Refusal> {
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !request.headers().get_all(header::CONTENT_ENCODING).iter().all(plain) {
+        let detail = "the body must come without Content-Encoding";
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode::UnsupportedMediaType,
+            detail,
+        ));
+    }
     let body = Limited::new(request.into_body(), most).collect();
     let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => body.to_bytes(),
@@ -85,14 +95,11 @@ pub(super) async fn read_json<T: DeserializeOwned>(
             return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::RequestTimeout, detail));
         }
     };
-    // A body that is not an object would otherwise be read by position.
-    let object = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
-    if !object {
-        let detail = "the body must be a JSON object";
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidJson, detail));
-    }
-    serde_json::from_slice(&body).map_err(|error| {
-        let code = if error.is_data() { ErrorCode::InvalidField } else { ErrorCode::InvalidJson };
-        Refusal::new(StatusCode::BAD_REQUEST, code, error.to_string())
+    otonix_sdk::body::read(&body).map_err(|why| {
+        let code = match why {
+            Unreadable::NoObject(_) => ErrorCode::InvalidJson,
+            Unreadable::Field { .. } => ErrorCode::InvalidField,
+        };
+        Refusal::new(StatusCode::BAD_REQUEST, code, why.to_string())
     })
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Refusal;
+use super::seats::MAX_CONNECTIONS;
 use super::{children, events, pay, records};
 use crate::payments::PaymentsStatus;
 use crate::shared::{Shared, tier_of};
@@ -44,6 +45,14 @@ pub(super) fn stranger() -> Router {
     Router::new().fallback(async || {
         let detail = "this socket serves root, the daemon's user and the agent's user";
         Refusal::new(StatusCode::FORBIDDEN, ErrorCode::Forbidden, detail)
+    })
+}
+
+/// What those get for whom there is no place.
+pub(super) fn full() -> Router {
+    Router::new().fallback(async || {
+        let detail = format!("{MAX_CONNECTIONS} requests are being answered already");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Overloaded, detail)
     })
 }
 
@@ -108,6 +117,7 @@ async fn status(State(shared): State<Shared>) -> Response {
             spool: link.spool,
             payments_paused: shared.payments_paused(),
             agent_process: process.state.as_str().to_owned(),
+            refused: link.refused.map(|code| code.as_str().to_owned()),
         },
         name: config.agent.name.clone(),
         optional_work: config.tier.optional_work(tier),

@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Who the agent's process is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Record {
+pub(crate) struct Record {
     boot_id: String,
     pid: i32,
     start: u64,
@@ -43,7 +43,14 @@ pub(super) fn forget(launch: &Launch) {
 /// Ends what is left of the process that is written down; returns how many processes that were.
 /// Call it while holding the lock of the state directory: nobody else may own them.
 pub async fn end(record: &Path, socket: &Path) -> usize {
-    let Ok(Some(record)) = files::read_json::<Record>(record) else { return 0 };
+    let record = match files::read_json::<Record>(record) {
+        Ok(Some(record)) => record,
+        Ok(None) => return 0,
+        Err(error) => {
+            tracing::warn!(%error, path = %record.display(), "what an earlier daemon left running is not known");
+            return 0;
+        }
+    };
     if record.boot_id != process_tree::boot_id() {
         return 0;
     }

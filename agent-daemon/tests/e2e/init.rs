@@ -78,6 +78,14 @@ fn run_registers_by_itself_when_the_environment_says_as_whom() {
 }
 
 #[test]
+fn an_empty_key_is_named() {
+    let home = Home::new();
+    let output = home.command().args(["init", "--name", "A", "--api-key", ""]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("OTONIX_API_KEY is empty"), "{output:?}");
+}
+
+#[test]
 fn doctor_tells_what_is_wrong() {
     let mut server = Server::start();
     let (home, _) = registered(&server);

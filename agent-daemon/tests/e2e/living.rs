@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::support::server::Server;
-use super::support::{alive, eventually};
+use super::support::{Daemon, alive, eventually};
 use super::{actions, registered};
 
 #[test]
@@ -114,6 +114,57 @@ fn one_that_was_killed_stays_stopped() {
     server.call("POST", &format!("/api/agents/{id}/kill"), Some(&serde_json::json!({ "reason": "test" })));
     daemon.until("it is stopped", |status| status["agentProcess"] == "stopped");
     assert!(!alive(&pid));
+    // What can never be delivered is not accepted, also after a restart without the server.
+    let refused = |daemon: &Daemon| {
+        daemon.until("it says so", |status| status["refused"] == "agent_killed");
+        let action = daemon.post("/v1/actions", r#"{"action":"too late","category":"system"}"#);
+        assert_eq!((action.status, action.code()), (409, "agent_killed"));
+        let usage = daemon.post("/v1/usage", r#"{"model":"m","tokensIn":1,"tokensOut":1,"cost":1}"#);
+        assert_eq!((usage.status, usage.code()), (409, "agent_killed"));
+        let people = String::from_utf8(home.call(&["status"]).stdout).expect("text");
+        assert!(people.contains("the agent was killed"), "{people}");
+    };
+    refused(&daemon);
+    daemon.stop();
+    drop(server);
+    let daemon = home.start("");
+    refused(&daemon);
+    let ill = String::from_utf8(home.call(&["doctor"]).stdout).expect("text");
+    assert!(ill.contains("PROBLEM  the agent was killed"), "{ill}");
+}
+
+#[test]
+fn one_whose_key_was_revoked_says_so_and_goes_on() {
+    let server = Server::start();
+    let (home, id) = registered(&server);
+    let daemon = home.start("");
+    daemon.until("it is connected", |status| status["connected"] == true && status["refused"].is_null());
+    let key = server.agent(&id)["apiKeyId"].as_str().expect("a key").to_owned();
+    server.call("DELETE", &format!("/api/keys/{key}"), None);
+    daemon.until("it says so", |status| status["refused"] == "revoked_key");
+    daemon.log("waits for another key");
+    let people = String::from_utf8(home.call(&["status"]).stdout).expect("text");
+    assert!(people.contains("not connected: the API key was revoked"), "{people}");
+    let ill = String::from_utf8(home.call(&["doctor"]).stdout).expect("text");
+    assert!(ill.contains("PROBLEM  the API key was revoked"), "{ill}");
+    assert_eq!(daemon.status()["spool"]["pending"].as_u64(), Some(1));
+}
+
+#[test]
+fn usage_of_a_model_without_a_price_needs_a_cost_once_the_prices_are_known() {
+    let server = Server::start();
+    let (home, id) = registered(&server);
+    let daemon = home.start("");
+    daemon.until("it is connected", |status| status["connected"] == true);
+    let usage = |more: &str| {
+        daemon.post("/v1/usage", &format!(r#"{{"model":"own","tokensIn":1,"tokensOut":1{more}}}"#))
+    };
+    let refused = usage("");
+    assert_eq!((refused.status, refused.code()), (400, "unknown_model"));
+    assert!(refused.body["detail"].as_str().is_some_and(|detail| detail.contains("`cost`")), "{refused:?}");
+    assert_eq!(usage(r#","cost":0.5"#).status, 202);
+    eventually("it is paid", || (server.agent(&id)["credits"].as_f64() == Some(-0.5)).then_some(()));
+    assert_eq!(daemon.status()["spool"]["rejected"].as_u64(), Some(0));
 }
 
 #[test]

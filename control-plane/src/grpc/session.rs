@@ -11,6 +11,7 @@ use futures_util::{FutureExt as _, Stream};
 use otonix_proto::v1 as pb;
 use otonix_sdk::api::events::Standing;
 use otonix_sdk::convert;
+use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::CommandId;
 use otonix_sdk::limits::MAX_EVENTS;
 use rand::Rng as _;
@@ -27,6 +28,7 @@ use crate::links::{Leave, Link, Woken};
 use crate::service::{commands, events, sessions};
 use crate::store::StoreError;
 use crate::store::batch::{EventsDone, StreamRef};
+use crate::store::streams::Position;
 
 /// How long a client may take to say hello.
 const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -56,7 +58,9 @@ fn farewell(error: &Error) -> Result<pb::Down, Status> {
         Error::NewEpochRequired => Ok(go_away("new_epoch_required", Duration::ZERO, error.to_string())),
         Error::Superseded => Ok(go_away("superseded", Duration::ZERO, error.to_string())),
         Error::NotFound { .. } => Ok(go_away("not_found", Duration::ZERO, error.to_string())),
-        Error::Conflict { .. } => Ok(go_away("killed", Duration::ZERO, error.to_string())),
+        Error::Conflict { code: ErrorCode::AgentKilled, .. } => {
+            Ok(go_away("killed", Duration::ZERO, error.to_string()))
+        }
         Error::Busy { retry_after, .. } => Ok(go_away("overloaded", *retry_after, error.to_string())),
         Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull | StoreError::LostRace) => {
             let wait = Duration::from_millis(rand::rng().random_range(500..3000));
@@ -84,6 +88,8 @@ impl Drop for Opening {
 struct Session {
     opening: Opening,
     epoch: String,
+    /// How far its events are stored.
+    seen: Position,
     slot: Arc<Slot>,
     told: Standing,
     told_at: Instant,
@@ -206,7 +212,8 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
     );
     let sent = done.commands.iter().map(|command| command.id).collect();
     let epoch = hello.epoch;
-    let session = Session { opening, epoch, slot, told, told_at: Instant::now(), tell_at: None, sent };
+    let seen = Position { acked_seq: done.acked_seq, acked_event: done.acked_event };
+    let session = Session { opening, epoch, seen, slot, told, told_at: Instant::now(), tell_at: None, sent };
     Ok((session, messages))
 }
 
@@ -321,12 +328,17 @@ impl Session {
         let mut rest = events.into_iter().map(|event| events::from_wire(&self.opening.app, event)).peekable();
         while rest.peek().is_some() {
             let part: Vec<_> = rest.by_ref().take(MAX_EVENTS).collect();
-            let stream =
-                StreamRef { epoch: self.epoch.clone(), session: Some(self.opening.id), next_seq: None };
+            let stream = StreamRef {
+                epoch: self.epoch.clone(),
+                session: Some(self.opening.id),
+                next_seq: None,
+                seen: Some(self.seen.clone()),
+            };
             let state = self.slot.state();
             let done = events::store(&self.opening.app, &state, stream, part)
                 .await
                 .map_err(|error| Box::new(farewell(&error)))?;
+            self.seen = Position { acked_seq: done.acked_seq, acked_event: done.acked_event };
             out.push(ack(done));
         }
         Ok(out)

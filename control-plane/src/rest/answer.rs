@@ -11,11 +11,12 @@ use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderValue, StatusCode};
 use otonix_sdk::error::{ErrorCode, Problem};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::rest::call::{Call, form_pairs};
+use crate::rest::call::{Call, bad_query, form_pairs};
 use crate::rest::problem;
 use crate::store::idempotency::{self, Idem, StoredAnswer};
 use crate::store::list::{Cursor, Page, Param, Query};
@@ -160,39 +161,47 @@ pub struct Filters {
     pub time: bool,
 }
 
-fn bad_query(field: &str, why: &str) -> Error {
-    Error::Invalid { code: ErrorCode::InvalidQuery, field: field.to_owned(), why: why.to_owned() }
-}
-
 /// Reads `limit`, `cursor` and the filters of a list.
 ///
 /// # Errors
 /// 400 naming the parameter.
 pub fn list_query(call: &Call, filters: &Filters) -> Result<Query, Error> {
     let mut query = Query { limit: DEFAULT_LIMIT, ..Query::default() };
-    if let Some(text) = call.query("limit") {
+    for (name, has) in [
+        ("agentId", filters.agent.is_some()),
+        ("status", !filters.status.is_empty()),
+        ("category", filters.category),
+        ("since", filters.time),
+        ("until", filters.time),
+    ] {
+        if !has && call.query(name)?.is_some() {
+            return Err(bad_query(name, "is no filter of this list"));
+        }
+    }
+    if let Some(text) = call.query("limit")? {
         let limit = text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
         query.limit = limit.ok_or_else(|| bad_query("limit", "must be 1 to 1000"))?;
     }
-    if let Some(text) = call.query("cursor").filter(|text| !text.is_empty()) {
-        query.after = Some(read_cursor(&text).ok_or_else(|| bad_query("cursor", "is not one of ours"))?);
+    if let Some(text) = call.query("cursor")?.filter(|text| !text.is_empty()) {
+        let cursor = read_cursor(call.uri.path(), &text);
+        query.after = Some(cursor.ok_or_else(|| bad_query("cursor", "is none of this list"))?);
     }
-    if let (Some(condition), Some(text)) = (filters.agent, call.query("agentId")) {
+    if let (Some(condition), Some(text)) = (filters.agent, call.query("agentId")?) {
         let id = Uuid::try_parse(&text).map_err(|_| bad_query("agentId", "must be a UUID"))?;
         query.filter(condition, Param::Id(id));
     }
-    if let (false, Some(text)) = (filters.status.is_empty(), call.query("status")) {
+    if let Some(text) = call.query("status")? {
         if !filters.status.contains(&text.as_str()) {
             return Err(bad_query("status", &format!("must be one of {}", filters.status.join(", "))));
         }
         query.filter("status = ", Param::Text(text));
     }
-    if let (true, Some(text)) = (filters.category, call.query("category")) {
+    if let Some(text) = call.query("category")? {
         otonix_sdk::limits::check_slug("category", &text).map_err(|why| bad_query("category", &why.why))?;
         query.filter("category = ", Param::Text(text));
     }
     for (name, condition) in [("since", "created_at >= "), ("until", "created_at <= ")] {
-        if let (true, Some(text)) = (filters.time, call.query(name)) {
+        if let Some(text) = call.query(name)? {
             let at = DateTime::parse_from_rfc3339(&text)
                 .map_err(|_| bad_query(name, "must be an RFC 3339 time"))?
                 .to_utc();
@@ -202,15 +211,22 @@ pub fn list_query(call: &Call, filters: &Filters) -> Result<Query, Error> {
     Ok(query)
 }
 
-fn write_cursor(cursor: Cursor) -> String {
-    let mut bytes = cursor.created_at.timestamp_micros().to_be_bytes().to_vec();
+/// A few bytes that tell the list at a path from others: a place in one says nothing about another.
+fn mark(path: &str) -> [u8; 4] {
+    let digest: [u8; 32] = Sha256::digest(path.as_bytes()).into();
+    [digest[0], digest[1], digest[2], digest[3]]
+}
+
+fn write_cursor(path: &str, cursor: Cursor) -> String {
+    let mut bytes = mark(path).to_vec();
+    bytes.extend(cursor.created_at.timestamp_micros().to_be_bytes());
     bytes.extend(cursor.id.as_bytes());
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn read_cursor(text: &str) -> Option<Cursor> {
+fn read_cursor(path: &str, text: &str) -> Option<Cursor> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-    let (micros, id) = bytes.split_at_checked(8)?;
+    let (micros, id) = bytes.strip_prefix(&mark(path))?.split_at_checked(8)?;
     let created_at = DateTime::from_timestamp_micros(i64::from_be_bytes(micros.try_into().ok()?))?;
     Some(Cursor { created_at, id: Uuid::from_slice(id).ok()? })
 }
@@ -222,7 +238,7 @@ pub fn page<T: Serialize>(call: &Call, rows: &[T], next: Option<Cursor>) -> Resp
         let others: Vec<String> = form_pairs(call.uri.query().unwrap_or(""))
             .filter(|(key, _)| key != "cursor")
             .map(|(key, value)| format!("{}={}", encode(&key), encode(&value)))
-            .chain([format!("cursor={}", write_cursor(next))])
+            .chain([format!("cursor={}", write_cursor(call.uri.path(), next))])
             .collect();
         let link = format!("<{}?{}>; rel=\"next\"", call.uri.path(), others.join("&"));
         if let Ok(value) = HeaderValue::from_str(&link) {
@@ -253,9 +269,11 @@ mod tests {
             created_at: DateTime::from_timestamp_micros(1_234_567).expect("a time"),
             id: Uuid::max(),
         };
-        assert_eq!(read_cursor(&write_cursor(cursor)), Some(cursor));
+        let ours = write_cursor("/api/agents", cursor);
+        assert_eq!(read_cursor("/api/agents", &ours), Some(cursor));
+        assert_eq!(read_cursor("/api/keys", &ours), None);
         for bad in ["", "AAAA", "%%%", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
-            assert_eq!(read_cursor(bad), None, "{bad}");
+            assert_eq!(read_cursor("/api/agents", bad), None, "{bad}");
         }
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::extract::{FromRequest, Request};
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, Method, Uri};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Uri};
+use otonix_sdk::body::{self, Unreadable};
 use otonix_sdk::error::ErrorCode;
 use serde::de::DeserializeOwned;
 
@@ -57,6 +58,7 @@ async fn read(request: Request, app: &Arc<App>) -> Result<Call, Error> {
     let body = if parts.method == Method::GET || parts.method == Method::HEAD {
         Bytes::new()
     } else {
+        check_encoding(&parts.headers)?;
         let most = if parts.uri.path().ends_with("/events") { MAX_EVENTS_BODY } else { MAX_BODY };
         collect(body, most, BODY_TIME).await.map_err(|error| unreadable(error, most))?
     };
@@ -127,7 +129,7 @@ async fn identify(app: &App, headers: &HeaderMap, path: &str, ip: IpAddr) -> Res
     if path == "/metrics" {
         return Ok(anonymous);
     }
-    if let Some(value) = headers.get("x-api-key") {
+    if let Some(value) = only(headers, "x-api-key", "X-API-Key")? {
         let unknown =
             Error::Unauthenticated { code: ErrorCode::UnknownKey, detail: "this API key is not known" };
         let presented = value.to_str().map_err(|_| unknown)?;
@@ -145,8 +147,29 @@ async fn identify(app: &App, headers: &HeaderMap, path: &str, ip: IpAddr) -> Res
     Ok(anonymous)
 }
 
+/// A header that must not contradict itself.
+fn only<'h>(headers: &'h HeaderMap, name: &str, shown: &str) -> Result<Option<&'h HeaderValue>, Error> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        let detail = format!("the header {shown} is there twice");
+        return Err(Error::Malformed { code: ErrorCode::BadRequest, detail });
+    }
+    Ok(first)
+}
+
+/// Bodies are taken as they are, never unpacked.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(CONTENT_ENCODING).iter().all(plain) {
+        return Ok(());
+    }
+    let detail = "the body must come without Content-Encoding".to_owned();
+    Err(Error::Malformed { code: ErrorCode::UnsupportedMediaType, detail })
+}
+
 fn idem_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = only(headers, "idempotency-key", "Idempotency-Key")? else { return Ok(None) };
     let key = value.to_str().ok().filter(|key| (1..=128).contains(&key.len()));
     match key {
         Some(key) => Ok(Some(key.to_owned())),
@@ -205,15 +228,28 @@ impl Call {
     }
 
     /// A parameter of the query, decoded.
-    pub fn query(&self, name: &str) -> Option<String> {
-        let query = self.uri.query()?;
-        form_pairs(query).find(|(key, _)| key == name).map(|(_, value)| value)
+    ///
+    /// # Errors
+    /// 400 when it is there twice.
+    pub fn query(&self, name: &str) -> Result<Option<String>, Error> {
+        let mut found =
+            form_pairs(self.uri.query().unwrap_or("")).filter(|(key, _)| key == name).map(|(_, value)| value);
+        let first = found.next();
+        if found.next().is_some() {
+            return Err(bad_query(name, "is there twice"));
+        }
+        Ok(first)
     }
 
     /// Whether the request came straight from this machine, through no proxy.
     pub fn is_direct_local(&self) -> bool {
         self.peer.addr.ip().to_canonical().is_loopback() && !is_proxied(&self.headers)
     }
+}
+
+/// A parameter of the query is wrong.
+pub fn bad_query(name: &str, why: &str) -> Error {
+    Error::Invalid { code: ErrorCode::InvalidQuery, field: name.to_owned(), why: why.to_owned() }
 }
 
 /// Whether a proxy has left its mark.
@@ -256,116 +292,20 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Levels that a body may nest. Fields that nobody reads count too: they are skipped, but not for ever.
-const MAX_DEPTH: usize = 128;
-
-fn is_too_deep(body: &[u8]) -> bool {
-    let mut depth = 0_usize;
-    let mut in_text = false;
-    let mut bytes = body.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'"' => in_text = !in_text,
-            b'\\' if in_text => _ = bytes.next(),
-            b'[' | b'{' if !in_text => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return true;
-                }
-            }
-            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    false
-}
-
 /// Reads a JSON object, naming the field that is wrong.
 ///
 /// # Errors
 /// 400.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    let invalid = |detail: String| Error::Malformed { code: ErrorCode::InvalidJson, detail };
-    let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
-    match first {
-        None => return Err(invalid("a JSON object is needed".to_owned())),
-        Some(b'{') => {}
-        Some(_) => {
-            let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
-            let what = if is_json { "the body must be a JSON object" } else { "the body is not JSON" };
-            return Err(invalid(what.to_owned()));
-        }
-    }
-    if is_too_deep(body) {
-        return Err(invalid(format!("the body nests more than {MAX_DEPTH} levels")));
-    }
-    let mut reader = serde_json::Deserializer::from_slice(body);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let field = error.path().to_string();
-        let why = error.into_inner();
-        if why.is_data() {
-            field_error(&field, &why.to_string())
-        } else {
-            invalid(format!("the body is not JSON: {why}"))
-        }
-    })?;
-    reader.end().map_err(|why| invalid(format!("the body is not JSON: {why}")))?;
-    Ok(value)
-}
-
-fn field_error(path: &str, why: &str) -> Error {
-    // serde ends its messages with the position in the text.
-    let why = why.split(" at line ").next().unwrap_or(why);
-    let missing = why.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-    if let Some(field) = why.strip_prefix("duplicate field `").and_then(|rest| rest.split('`').next()) {
-        return Error::invalid(field, "is there twice");
-    }
-    match missing {
-        Some(field) if path == "." => Error::invalid(field, "is needed"),
-        Some(field) => Error::invalid(&format!("{path}.{field}"), "is needed"),
-        None => Error::invalid(path, why),
-    }
+    body::read(body).map_err(|why| match why {
+        Unreadable::NoObject(detail) => Error::Malformed { code: ErrorCode::InvalidJson, detail },
+        Unreadable::Field { field, why } => Error::invalid(&field, why),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use otonix_sdk::api::agents::Grant;
-
-    #[test]
-    fn a_wrong_field_is_named() {
-        for (body, field) in [
-            (r#"{"reason": "x"}"#, "amount"),
-            (r#"{"amount": 0, "reason": "x"}"#, "amount"),
-            (r#"{"amount": 1e400, "reason": "x"}"#, "amount"),
-            (r#"{"amount": 1, "reason": 5}"#, "reason"),
-            (r#"{"amount": 1, "reason": "x", "amount": 2}"#, "amount"),
-        ] {
-            match parse::<Grant>(body.as_bytes()) {
-                Err(Error::Invalid { field: named, .. }) => assert_eq!(named, field, "{body}"),
-                other => panic!("{body}: {other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_no_object_is_refused() {
-        let deep = format!("{{\"metadata\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
-        for body in ["", "[]", "[1,\"x\"]", "nonsense", "{", "{}}", "\u{0}", &deep] {
-            assert!(parse::<Grant>(body.as_bytes()).is_err(), "{body:.20}");
-        }
-        assert!(parse::<Grant>(b"{\"amount\": 1, \"reason\": \"\xff\"}").is_err());
-    }
-
-    #[test]
-    fn depth_is_counted_outside_of_texts() {
-        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-        assert!(!is_too_deep(nested(MAX_DEPTH).as_bytes()));
-        assert!(is_too_deep(nested(MAX_DEPTH + 1).as_bytes()));
-        let text = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(500), "{".repeat(500));
-        assert!(!is_too_deep(text.as_bytes()));
-        assert!(!is_too_deep("[]".repeat(500).as_bytes()));
-    }
 
     #[test]
     fn queries_are_decoded() {

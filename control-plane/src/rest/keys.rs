@@ -4,7 +4,7 @@ use http::StatusCode;
 use otonix_sdk::api::keys::{GenerateKey, NewKey};
 
 use crate::rest::answer::{Filters, json, list_query, page, stored, written};
-use crate::rest::call::Call;
+use crate::rest::call::{Call, bad_query};
 use crate::rest::{Answered, id_at};
 use crate::service::keys;
 
@@ -26,7 +26,11 @@ pub async fn list(call: Call) -> Answered {
 }
 
 pub async fn revoke(call: Call) -> Answered {
-    let descendants = call.query("descendants").is_some_and(|value| value == "true" || value == "1");
+    let descendants = match call.query("descendants")?.as_deref() {
+        None | Some("false" | "0") => false,
+        Some("true" | "1") => true,
+        Some(_) => return Err(bad_query("descendants", "must be true or false")),
+    };
     let done = keys::revoke(&call.app, &call.caller, id_at(&call, 2, "key")?, descendants).await?;
     Ok(json(StatusCode::OK, &done))
 }

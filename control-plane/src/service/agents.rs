@@ -397,7 +397,7 @@ pub(crate) async fn give(
         from_address: None,
         to_address: None,
         tx_hash: None,
-        metadata: Some(metadata),
+        metadata: Some(metadata.into()),
         agent_id: Some(id),
         created_at: tx.at,
     };

@@ -245,7 +245,7 @@ async fn hand_over(
             from_address: None,
             to_address: None,
             tx_hash: None,
-            metadata: Some(metadata),
+            metadata: Some(metadata.into()),
             agent_id: Some(state.id),
             created_at: tx.at,
         };

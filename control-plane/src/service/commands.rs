@@ -12,13 +12,35 @@ use crate::app::App;
 use crate::auth::{Caller, Principal};
 use crate::error::Error;
 use crate::service::agent_state;
-use crate::service::transactions::check_object;
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::writer::{IdemFor, Notice, Target, Tx, Written};
 use crate::store::{agents, commands};
 
 const DEFAULT_TTL_SECS: u32 = 300;
 const MAX_TTL_SECS: u32 = 7 * 86_400;
+/// Bytes of a command's arguments.
+const MAX_OBJECT: usize = 16_384;
+
+/// Checks a JSON object: its size, and that databases can hold it.
+fn check_object(field: &str, object: &Map<String, Value>) -> Result<(), Error> {
+    let text = serde_json::to_string(object).map_err(|why| Error::invalid(field, why.to_string()))?;
+    if text.len() > MAX_OBJECT {
+        return Err(Error::invalid(field, format!("must have at most {MAX_OBJECT} bytes")));
+    }
+    if has_nul(&Value::Object(object.clone())) {
+        return Err(Error::invalid(field, "must not contain a NUL character"));
+    }
+    Ok(())
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
 
 async fn may_command(app: &App, caller: &Caller, id: AgentId) -> Result<(), Error> {
     if caller.principal != Principal::Operator {

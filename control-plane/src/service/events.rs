@@ -2,10 +2,10 @@
 
 use otonix_proto::v1 as pb;
 use otonix_sdk::api::events::{Event, EventBody, EventsAck, PaymentEvent, PostEvents};
-use otonix_sdk::convert;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, EventId};
 use otonix_sdk::limits;
+use otonix_sdk::{body, convert};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -118,7 +118,7 @@ fn from_json(app: &App, raw: &RawValue) -> Result<NewEvent, Error> {
     let numbered: Numbered = serde_json::from_str(raw.get())
         .map_err(|_| Error::invalid("events.seq", "must be a whole number"))?;
     let now = app.clock.now();
-    match serde_json::from_str::<Event>(raw.get()) {
+    match body::read::<Event>(raw.get().as_bytes()) {
         Ok(event) => {
             let at = otonix_sdk::clock::to_micros(event.at.unwrap_or(now));
             let id = event.id.uuid();
@@ -183,7 +183,7 @@ pub async fn post(
             "the events must be numbered without gaps, in order",
         ));
     }
-    let stream = StreamRef { epoch: body.epoch, session: None, next_seq: Some(body.next_seq) };
+    let stream = StreamRef { epoch: body.epoch, session: None, next_seq: Some(body.next_seq), seen: None };
     let done = store(app, &state, stream, events).await?;
     let commands = commands::deliver(app, agent.uuid()).await?;
     let state = done.state.unwrap_or(state);

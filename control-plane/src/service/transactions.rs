@@ -4,7 +4,6 @@ use otonix_sdk::api::records::{NewTransaction, Transaction};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::TransactionId;
 use otonix_sdk::limits;
-use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::app::App;
@@ -15,33 +14,6 @@ use crate::store::StoreError;
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::transactions::{self, Reporter};
 use crate::store::writer::{IdemFor, Target, Written};
-
-/// Bytes of a JSON object that a caller may attach.
-const MAX_OBJECT: usize = 16_384;
-
-/// Checks an attached JSON object: its size, and that databases can hold it.
-///
-/// # Errors
-/// [`Error::Invalid`] naming the field.
-pub fn check_object(field: &'static str, object: &Map<String, Value>) -> Result<(), Error> {
-    let text = serde_json::to_string(object).map_err(|why| Error::invalid(field, why.to_string()))?;
-    if text.len() > MAX_OBJECT {
-        return Err(Error::invalid(field, format!("must have at most {MAX_OBJECT} bytes")));
-    }
-    if has_nul(&Value::Object(object.clone())) {
-        return Err(Error::invalid(field, "must not contain a NUL character"));
-    }
-    Ok(())
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
-}
 
 fn optional(field: &'static str, text: Option<&str>, most: usize) -> Result<(), Error> {
     if let Some(text) = text {
@@ -75,7 +47,7 @@ pub async fn create(
     optional("toAddress", body.to_address.as_deref(), 128)?;
     optional("txHash", body.tx_hash.as_deref(), 128)?;
     if let Some(metadata) = &body.metadata {
-        check_object("metadata", metadata)?;
+        metadata.check("metadata")?;
     }
     let agent = linked_agent(app, caller, body.agent_id).await?;
     let owner = record_owner(caller, agent.as_ref()).unwrap_or(Uuid::nil());

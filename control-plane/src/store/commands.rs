@@ -126,20 +126,24 @@ pub async fn waiting(conn: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<
     Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(now).bind(limit).fetch_all(c).await?))
 }
 
-/// Ends a command with what its daemon says; one that has ended already stays as it is. What a command changed on the
-/// machine (interval, model) is changed here too.
+/// Ends a command with what its daemon says; the first word counts. One whose time is over stays expired, and keeps
+/// what the daemon says: it was shown as expired, and that is not taken back. What a command changed on the machine
+/// (interval, model) is changed here too, however late the word of it comes.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn finish(tx: &mut Tx, agent: Uuid, id: Uuid, ok: bool, says: &str) -> Result<(), StoreError> {
-    const SQL: &str = "UPDATE commands SET status = $3, result = $4 WHERE agent_id = $1 AND id = $2 \
-        AND status NOT IN ('done', 'failed') RETURNING kind, args";
+    const SQL: &str = "UPDATE commands SET status = CASE WHEN status = 'expired' OR expires_at <= $5 \
+        THEN 'expired' ELSE $3 END, result = $4 WHERE agent_id = $1 AND id = $2 \
+        AND status NOT IN ('done', 'failed') AND result IS NULL RETURNING kind, args";
+    let at = tx.at;
     let status = if ok { "done" } else { "failed" };
     let ended: Option<(String, Json<Map<String, Value>>)> = on!(&mut tx.conn, |c| sqlx::query_as(SQL)
         .bind(agent)
         .bind(id)
         .bind(status)
         .bind(says)
+        .bind(at)
         .fetch_optional(c)
         .await?);
     let Some((kind, Json(args))) = ended.filter(|_| ok) else { return Ok(()) };

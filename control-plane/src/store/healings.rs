@@ -94,6 +94,34 @@ pub async fn insert(
     Ok(())
 }
 
+/// The vendor's id of the running managed server of an agent.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn server_of(conn: &mut Conn, agent: Uuid) -> Result<Option<String>, StoreError> {
+    const SQL: &str = "SELECT vendor_id FROM sandboxes WHERE agent_id = $1 AND managed AND status = 'running' \
+        AND vendor_id IS NOT NULL AND powered_off_at IS NULL ORDER BY created_at DESC, id DESC LIMIT 1";
+    Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(agent).fetch_optional(c).await?))
+}
+
+/// Notes a reboot for an agent that is heard all the while: nothing waits for its recovery.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn insert_reboot(tx: &mut Tx, agent: Uuid) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO healings (agent_id, id, step, recovered_at, created_at) \
+        VALUES ($1, $2, 'reboot', $3, $3)";
+    let at = tx.at;
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(agent)
+        .bind(otonix_sdk::clock::new_id())
+        .bind(at)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
 /// Closes what was tried on agents that were heard since; gives back who is well again.
 ///
 /// # Errors

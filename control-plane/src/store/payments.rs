@@ -163,11 +163,11 @@ macro_rules! select {
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
-    const SQL: &str = "INSERT INTO payments (id, chain, asset, from_address, nonce, status, x402_version, order_hash, \
+    const SQL: &str = "INSERT INTO payments (id, chain, asset, from_address, nonce, x402_version, order_hash, \
         order_id, binding, resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, \
-        valid_after, valid_before, signature, by_contract, facilitator_body, from_block, created_at, private, subject) \
-        VALUES ($1, $2, $3, $4, $5, 'claimed', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
-        $20, $21, $22, $23, $24, $25, $26) ON CONFLICT DO NOTHING";
+        valid_after, valid_before, signature, by_contract, facilitator_body, from_block, created_at, status, private, \
+        subject) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
+        $20, $21, $22, $23, $24, $25, $26, $27) ON CONFLICT DO NOTHING";
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(payment.id)
         .bind(payment.chain)
@@ -193,6 +193,7 @@ pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
         .bind(&payment.facilitator_body)
         .bind(payment.from_block)
         .bind(payment.created_at)
+        .bind(&payment.status)
         .bind(&payment.private)
         .bind(&payment.subject)
         .execute(c)

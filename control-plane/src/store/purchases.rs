@@ -66,6 +66,8 @@ pub struct Purchase {
     pub secret_shown: bool,
     /// What the operator noted.
     pub note: Option<String>,
+    /// From when on it is tried: since it was paid, or was sent on its way again by the operator.
+    pub since: DateTime<Utc>,
     /// When it was paid.
     pub created_at: DateTime<Utc>,
     /// When it ended.
@@ -101,13 +103,14 @@ pub(super) struct PurchaseRead {
     result_id: Option<Uuid>,
     secret_shown: bool,
     note: Option<String>,
+    since: DateTime<Utc>,
     pub(super) created_at: DateTime<Utc>,
     ended_at: Option<DateTime<Utc>>,
 }
 
 pub(super) const COLUMNS: &str = "id, kind, status, subject, item, private, held_in, price, held, sale_id, \
     payer_agent, reservation_id, agent_id, owner_id, idem_scope, idem_fingerprint, attempts, attempt_id, deadline, \
-    vendor_ref, absent_since, next_at, failure_code, failure, result_id, secret_shown, note, created_at, ended_at";
+    vendor_ref, absent_since, next_at, failure_code, failure, result_id, secret_shown, note, since, created_at, ended_at";
 
 impl TryFrom<PurchaseRead> for Purchase {
     type Error = StoreError;
@@ -147,6 +150,7 @@ impl TryFrom<PurchaseRead> for Purchase {
             result: row.result_id,
             secret_shown: row.secret_shown,
             note: row.note,
+            since: row.since,
             created_at: row.created_at,
             ended_at: row.ended_at,
         })
@@ -158,8 +162,8 @@ macro_rules! select {
         concat!(
             "SELECT id, kind, status, subject, item, private, held_in, price, held, sale_id, payer_agent, ",
             "reservation_id, agent_id, owner_id, idem_scope, idem_fingerprint, attempts, attempt_id, deadline, ",
-            "vendor_ref, absent_since, next_at, failure_code, failure, result_id, secret_shown, note, created_at, ",
-            "ended_at FROM purchases ",
+            "vendor_ref, absent_since, next_at, failure_code, failure, result_id, secret_shown, note, since, ",
+            "created_at, ended_at FROM purchases ",
             $rest
         )
     };
@@ -173,9 +177,9 @@ macro_rules! select {
 pub async fn insert(tx: &mut Tx, row: &Purchase) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO purchases (id, kind, status, subject, item, private, held_in, price, held, sale_id, \
         payer_agent, reservation_id, agent_id, owner_id, idem_scope, idem_fingerprint, attempts, attempt_id, \
-        deadline, vendor_ref, next_at, result_id, secret_shown, created_at, ended_at) \
+        deadline, vendor_ref, next_at, result_id, secret_shown, created_at, ended_at, since) \
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
-        $23, $24, $25) ON CONFLICT DO NOTHING";
+        $23, $24, $25, $26) ON CONFLICT DO NOTHING";
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(row.id)
         .bind(&row.kind)
@@ -202,6 +206,7 @@ pub async fn insert(tx: &mut Tx, row: &Purchase) -> Result<bool, StoreError> {
         .bind(row.secret_shown)
         .bind(row.created_at)
         .bind(row.ended_at)
+        .bind(row.since)
         .execute(c)
         .await?
         .rows_affected());
@@ -215,7 +220,7 @@ pub async fn insert(tx: &mut Tx, row: &Purchase) -> Result<bool, StoreError> {
 pub async fn change(tx: &mut Tx, before: &Purchase, after: &Purchase) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE purchases SET status = $4, private = $5, held_in = $6, held = $7, reservation_id = $8, \
         attempts = $9, attempt_id = $10, deadline = $11, vendor_ref = $12, absent_since = $13, next_at = $14, \
-        failure_code = $15, failure = $16, result_id = $17, secret_shown = $18, note = $19, ended_at = $20 \
+        failure_code = $15, failure = $16, result_id = $17, secret_shown = $18, note = $19, ended_at = $20, since = $21 \
         WHERE id = $1 AND status = $2 AND attempt_id = $3";
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(before.id)
@@ -238,6 +243,7 @@ pub async fn change(tx: &mut Tx, before: &Purchase, after: &Purchase) -> Result<
         .bind(after.secret_shown)
         .bind(&after.note)
         .bind(after.ended_at)
+        .bind(after.since)
         .execute(c)
         .await?
         .rows_affected());

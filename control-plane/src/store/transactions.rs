@@ -1,10 +1,10 @@
 //! The record of money: claims of its reporters, and the server's own rows.
 
 use chrono::{DateTime, Utc};
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::records::Transaction;
 use otonix_sdk::ids::{AgentId, TransactionId};
 use otonix_sdk::money::MicroUsd;
-use serde_json::{Map, Value};
 use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ pub(super) struct TransactionRead {
     from_address: Option<String>,
     to_address: Option<String>,
     tx_hash: Option<String>,
-    metadata: Option<Json<Map<String, Value>>>,
+    metadata: Option<Json<Attached>>,
     agent_id: Option<Uuid>,
     pub(super) created_at: DateTime<Utc>,
 }

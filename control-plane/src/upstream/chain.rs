@@ -277,14 +277,18 @@ impl Chain {
         Ok(())
     }
 
+    /// The same if it was asked for a moment ago.
+    pub fn known_fees(&self) -> Option<Fees> {
+        let fees = self.state.lock().fees;
+        fees.filter(|(_, at)| at.elapsed() < GAS_EVERY).map(|(fees, _)| fees)
+    }
+
     /// What a unit of gas costs now; asked for every few seconds.
     ///
     /// # Errors
     /// [`Trouble`].
     pub async fn fees(&self) -> Result<Fees, Trouble> {
-        if let Some((fees, at)) = self.state.lock().fees
-            && at.elapsed() < GAS_EVERY
-        {
+        if let Some(fees) = self.known_fees() {
             return Ok(fees);
         }
         let fees = self.rpc.fees().await?;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use otonix_sdk::error::ErrorCode;
 
+use crate::upstream::vendors::VendorCounts;
+
 pub use crate::upstream::compute::{
     CreateServer, Created, Cycle, Image, Plan, Project, Region, Server, ServerAction, ServerStatus, Stock,
     Team, UnitPrice,
@@ -221,4 +223,6 @@ pub struct Vendors {
     pub registrar: Option<Arc<dyn Registrar>>,
     /// Answers for zones.
     pub dns: Option<Arc<dyn DnsZone>>,
+    /// What was asked of each.
+    pub counts: Vec<VendorCounts>,
 }

@@ -48,7 +48,7 @@ pub async fn start(app: &Arc<App>) -> anyhow::Result<JobScheduler> {
         let often = Arc::clone(app);
         // Each domain has its own turn, once a day and in its last days every hour.
         scheduler
-            .add(Job::new_async("0 */10 * * * *", move |_, _| {
+            .add(Job::new_async("*/20 * * * * *", move |_, _| {
                 let app = Arc::clone(&often);
                 Box::pin(async move {
                     if let Err(error) = renewal::run_once(&app).await {

@@ -58,6 +58,11 @@ pub async fn hold(app: &App, name: &'static str) -> Result<Option<Held>, Error> 
 }
 
 impl Held {
+    /// It rises with every change of hands.
+    pub const fn epoch(self) -> i64 {
+        self.epoch
+    }
+
     /// Refuses to go on when the lease was lost.
     ///
     /// # Errors
@@ -116,11 +121,11 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     worker!("healing", second * 10, healing::run_once);
     worker!("births", second * 10, births::run_once);
     if app.vendors.compute.is_some() {
-        worker!("lifetime", second * 30, lifetime::run_once);
-        worker!("recovery", second * 30, recovery::run_once);
+        worker!("lifetime", second * 10, lifetime::run_once);
+        worker!("recovery", second * 10, recovery::run_once);
     }
     if app.vendors.dns.is_some() {
-        worker!("zones", second * 30, zones::run_once);
+        worker!("zones", second * 10, zones::run_once);
     }
     worker!("tidy", second * 60, calendar::tidy);
     let liveness = Arc::new(tokio::sync::Mutex::new(liveness::Liveness::default()));

@@ -230,6 +230,50 @@ async fn reboot(
     Ok(true)
 }
 
+/// Reboots the server of an agent that is heard and gets nowhere, although its daemon was told to restart it: a stalled
+/// process and commands in vain are the two kinds of evidence. Tells whether it was rebooted; the row of reboots decides,
+/// whichever replica hears the agent.
+///
+/// # Errors
+/// 503 without database.
+pub async fn reboot_stalled(app: &App, agent: Uuid) -> Result<bool, Error> {
+    let Some(compute) = &app.vendors.compute else { return Ok(false) };
+    let found = app.db.read(move |conn| Box::pin(async move { healings::server_of(conn, agent).await }));
+    let Some(id) = found.await?.and_then(|id| id.parse().ok()) else { return Ok(false) };
+    match compute.server(id).await {
+        Ok(Some(server)) if server.status == ServerStatus::Deployed => {}
+        Ok(_) => return Ok(false),
+        Err(error) => {
+            tracing::debug!(server.id = id, %error, "the vendor does not say how a server is");
+            return Ok(false);
+        }
+    }
+    let noted = app.writer.apply(Target::Agent(agent), move |tx| {
+        Box::pin(async move {
+            let Some(state) = agents::lock_state(tx, agent).await? else { return Ok(false) };
+            let at = tx.at;
+            let history = healings::since(&mut tx.conn, agent, at - DAY).await?;
+            let reboots: Vec<&Healing> = history.iter().filter(|healing| healing.step == "reboot").collect();
+            let rests = reboots.first().is_some_and(|latest| at < latest.created_at + COOLDOWN);
+            if state.killed || rests || reboots.len() >= MOST_REBOOTS {
+                return Ok(false);
+            }
+            healings::insert_reboot(tx, agent).await?;
+            let action = "healing: the agent stays stalled; its server is rebooted";
+            actions::insert(tx, &[ActionRow::by_server(&state, "system", action, None, at)]).await?;
+            Ok(true)
+        })
+    });
+    if !noted.await? {
+        return Ok(false);
+    }
+    app.shared.metrics.healing_attempts.inc();
+    if let Err(error) = compute.act(id, &ServerAction::Reboot, Deadline::after(SEND_FOR)).await {
+        tracing::warn!(server.id = id, %error, "a server could not be rebooted");
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

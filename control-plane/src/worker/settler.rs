@@ -1,7 +1,7 @@
 //! Carries out signed payments: one replica at a time gives account numbers out and sends, and follows each claim to
 //! its end. What is signed is stored before it is sent; after a crash the same bytes are sent again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::error::Error;
 use crate::service::payments::Payments;
+use crate::service::payments::desk::{COUNT_AGE, LEASE, Pen, row_of};
 use crate::service::payments::settlement::{
     Found, authorization, away, block_of, chain_column, conclude, look, search, sign, signer_text,
 };
 use crate::store::payments::{self, Payment};
 use crate::store::settlements::{self, Settlement};
-use crate::store::writer::{Target, Tx};
+use crate::store::writer::Target;
 use crate::treasury::Settler;
 use crate::upstream::chain::MAX_FEE_CAP;
 use crate::upstream::facilitator::Said;
 use crate::worker::{Held, hold};
 
-const LEASE: &str = "settler";
 /// Claims that are followed at once.
 const MAX_FOLLOWED: usize = 1_024;
 /// Claims of one signing.
@@ -38,8 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// How often what waits is sent again.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
-/// A number of the settling account as old as this is asked for again.
-const COUNT_AGE: Duration = Duration::from_secs(3);
 /// After this a transaction that is in no block gets a dearer one beside it.
 const BUMP_AFTER: i64 = 20;
 /// Between two looks at one claim.
@@ -51,13 +49,14 @@ const SEARCH_AFTER: Duration = Duration::from_secs(3);
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 const MAX_ASKED: u32 = 20;
 
+/// A claim made here, with what was signed for it.
+type Fresh = (Payment, Option<Settlement>);
+
 #[derive(Clone)]
 struct Settling {
     app: Arc<App>,
     parts: Arc<Payments>,
     followed: Arc<Mutex<HashSet<Uuid>>>,
-    /// The settling account's next number by the chain, and when that was.
-    counted: Arc<Mutex<Option<(u64, Instant)>>>,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
@@ -69,7 +68,6 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
         app: Arc::clone(app),
         parts: Arc::clone(parts),
         followed: Arc::default(),
-        counted: Arc::default(),
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
@@ -78,7 +76,6 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
 
 impl Settling {
     async fn run(self) {
-        let mut lease: Option<(Held, Instant)> = None;
         let mut renewed: Option<Instant> = None;
         let mut kept = Instant::now();
         let mut polled = Instant::now();
@@ -92,15 +89,13 @@ impl Settling {
             let mut all = false;
             if renewed.is_none_or(|at| at.elapsed() >= RENEW_EVERY) {
                 match hold(&self.app, LEASE).await {
-                    Ok(held) => lease = held.map(|held| (held, Instant::now())),
+                    Ok(held) => self.parts.desk.renewed(held.map(Held::epoch)),
                     Err(error) => tracing::debug!(%error, "the settler's lease could not be renewed"),
                 }
                 renewed = Some(Instant::now());
                 all = true;
             }
-            let Some((held, at)) = lease else { continue };
-            if at.elapsed() > RENEW_EVERY * 3 {
-                lease = None;
+            if self.parts.desk.epoch().is_none() {
                 continue;
             }
             // Other replicas' claims are in the database only.
@@ -109,12 +104,12 @@ impl Settling {
             if fresh.is_none() {
                 polled = Instant::now();
             }
-            if let Err(error) = self.step(held, fresh, all).await {
+            if let Err(error) = self.step(fresh, all).await {
                 tracing::debug!(%error, "settling waits");
             }
             if kept.elapsed() >= KEEP_EVERY {
                 kept = Instant::now();
-                if let Err(error) = self.keep(held).await {
+                if let Err(error) = self.keep().await {
                     tracing::debug!(%error, "sending again waits");
                 }
             }
@@ -134,7 +129,7 @@ impl Settling {
     }
 
     /// One round: claims that were handed over, else those that the database has.
-    async fn step(&self, held: Held, fresh: Option<Vec<Payment>>, all: bool) -> Result<(), Error> {
+    async fn step(&self, fresh: Option<Vec<Fresh>>, all: bool) -> Result<(), Error> {
         if self.followed.lock().len() >= MAX_FOLLOWED {
             return Ok(());
         }
@@ -149,20 +144,25 @@ impl Settling {
                 self.follow(claim, sent);
             }
         }
-        let claims = match fresh {
-            Some(fresh) => fresh,
-            None => self.claims("claimed").await?,
-        };
+        let mut claims = Vec::new();
+        match fresh {
+            Some(fresh) => {
+                for (claim, signed) in fresh {
+                    match signed {
+                        Some(row) => self.follow(claim, vec![row]),
+                        None => claims.push(claim),
+                    }
+                }
+            }
+            None => claims = self.claims("claimed").await?,
+        }
         if claims.is_empty() {
             return Ok(());
         }
         match &self.parts.settler {
             Settler::Key(key) => {
-                let mut signed = self.sign(held, key, &claims).await?;
-                for claim in claims {
-                    if let Some(row) = signed.remove(&claim.id) {
-                        self.follow(claim, vec![row]);
-                    }
+                for (claim, row) in self.sign(key, claims).await? {
+                    self.follow(claim, vec![row]);
                 }
             }
             Settler::Facilitator(_) | Settler::None => {
@@ -177,59 +177,39 @@ impl Settling {
     /// Gives each claim an account number and signs its settlement, all stored in one transaction before any is sent.
     async fn sign(
         &self,
-        held: Held,
         key: &Arc<Wallet>,
-        claims: &[Payment],
-    ) -> Result<HashMap<Uuid, Settlement>, Error> {
-        let (parts, key) = (Arc::clone(&self.parts), Arc::clone(key));
-        let fees = parts.chain.fees().await.map_err(away)?;
-        let count = self.account_number(&key, COUNT_AGE).await?;
-        let (claims, replica) = (claims.to_vec(), self.app.replica);
-        let max_fee = fees.base_fee.saturating_mul(2).saturating_add(fees.priority_fee);
+        mut claims: Vec<Payment>,
+    ) -> Result<Vec<(Payment, Settlement)>, Error> {
+        let fees = self.parts.chain.fees().await.map_err(away)?;
+        let count = self.account_number(key, COUNT_AGE).await?;
+        let Some(pen) = Pen::new(&self.app, &self.parts, key, count, fees) else { return Ok(Vec::new()) };
         let done = self.app.writer.apply(Target::Shared, move |tx| {
             Box::pin(async move {
-                held.check(tx, replica).await?;
-                let signer = signer_text(key.address());
-                let chain = chain_column(&parts);
-                let last = settlements::last_nonce(tx, chain, &signer).await?;
-                let mut nonce = last.map_or(0, |last| block_of(last) + 1).max(count);
-                let mut rows = HashMap::new();
-                for claim in claims {
-                    if !payments::mark_sent(tx, claim.id).await? {
-                        continue;
-                    }
-                    let signed = sign(&parts, &key, &claim, nonce, (max_fee, fees.priority_fee))?;
-                    let row = row_of(
-                        tx,
-                        chain,
-                        &signer,
-                        (nonce, 0),
-                        claim.id,
-                        signed,
-                        (max_fee, fees.priority_fee),
-                    );
-                    settlements::insert(tx, &row).await?;
-                    rows.insert(claim.id, row);
-                    nonce += 1;
+                if !pen.is_held(tx).await? {
+                    return Ok(Vec::new());
                 }
-                Ok(rows)
+                let mut open = Vec::with_capacity(claims.len());
+                for claim in claims.drain(..) {
+                    if payments::mark_sent(tx, claim.id).await? {
+                        open.push(claim);
+                    }
+                }
+                let rows = pen.sign(tx, &open).await?;
+                Ok(open.into_iter().zip(rows).collect())
             })
         });
         done.await
     }
 
-    /// The chain's next number of the key's account, as it was at most so long ago. The queue's own numbers go on from
-    /// the highest that was given out, so an old one can only be too low.
+    /// The chain's next number of the key's account, as it was at most so long ago.
     async fn account_number(&self, key: &Wallet, most: Duration) -> Result<u64, Error> {
-        if let Some((count, at)) = *self.counted.lock()
-            && at.elapsed() < most
-        {
+        if let Some(count) = self.parts.desk.count(most) {
             return Ok(count);
         }
         let asked = Instant::now();
         let count = self.parts.chain.rpc().transaction_count(key.address(), At::Latest).await;
         let count = count.map_err(|error| away(error.into()))?;
-        *self.counted.lock() = Some((count, asked));
+        self.parts.desk.counted(count, asked);
         Ok(count)
     }
 
@@ -257,7 +237,8 @@ impl Settling {
         let facilitator = self.parts.facilitator.clone().zip(claim.facilitator_body.clone());
         let mut asking = facilitator.as_ref().map(|(service, body)| Box::pin(service.settle(body)));
         let (mut asked, mut ask_at) = (1, Instant::now());
-        let mut wait = FIRST_LOOK;
+        // A node that makes its block at once has it by now.
+        let mut wait = Duration::ZERO;
         let mut searched = if sent.is_empty() { None } else { Some(Instant::now()) };
         loop {
             let said = match &mut asking {
@@ -266,11 +247,13 @@ impl Settling {
                     () = sleep(wait.max(Duration::from_millis(250))) => None,
                 },
                 None => {
-                    sleep(wait).await;
+                    if !wait.is_zero() {
+                        sleep(wait).await;
+                    }
                     None
                 }
             };
-            wait = (wait * 2).min(LAST_LOOK);
+            wait = (wait * 2).clamp(FIRST_LOOK, LAST_LOOK);
             let mut now_search = searched.is_none_or(|at| at.elapsed() >= SEARCH_AFTER);
             if let Some(said) = said {
                 asking = None;
@@ -364,7 +347,7 @@ impl Settling {
     }
 
     /// Sends again what is in no block, and dearer when it has waited for long: no number of the account may stay open.
-    async fn keep(&self, held: Held) -> Result<(), Error> {
+    async fn keep(&self) -> Result<(), Error> {
         let Settler::Key(key) = &self.parts.settler else { return Ok(()) };
         let count = self.account_number(key, Duration::ZERO).await?;
         let (chain, signer) = (chain_column(&self.parts), signer_text(key.address()));
@@ -380,19 +363,14 @@ impl Settling {
             if !is_last || age < 2 {
                 continue;
             }
-            let dearer = if age >= BUMP_AFTER { self.dearer(held, key, row).await? } else { None };
+            let dearer = if age >= BUMP_AFTER { self.dearer(key, row).await? } else { None };
             self.send(dearer.as_ref().unwrap_or(row)).await;
         }
         Ok(())
     }
 
     /// The same settlement with the same account number and a higher fee, stored before it is sent.
-    async fn dearer(
-        &self,
-        held: Held,
-        key: &Arc<Wallet>,
-        row: &Settlement,
-    ) -> Result<Option<Settlement>, Error> {
+    async fn dearer(&self, key: &Arc<Wallet>, row: &Settlement) -> Result<Option<Settlement>, Error> {
         let fees = self.parts.chain.fees().await.map_err(away)?;
         let more = |fee: i64| (u128::try_from(fee).unwrap_or(0) * 5 / 4).saturating_add(1);
         let priority = more(row.priority_fee);
@@ -406,40 +384,18 @@ impl Settling {
         let Some(claim) = claim else { return Ok(None) };
         let nonce = block_of(row.account_nonce);
         let signed = sign(&self.parts, key, &claim, nonce, (max, priority))?;
-        let (chain, signer, replica, attempt) =
-            (row.chain, row.signer.clone(), self.app.replica, row.attempt + 1);
+        let (chain, signer, attempt) = (row.chain, row.signer.clone(), row.attempt + 1);
+        let Some(pen) = Pen::new(&self.app, &self.parts, key, nonce, fees) else { return Ok(None) };
         let done = self.app.writer.apply(Target::Shared, move |tx| {
             Box::pin(async move {
-                held.check(tx, replica).await?;
+                if !pen.is_held(tx).await? {
+                    return Ok(None);
+                }
                 let row = row_of(tx, chain, &signer, (nonce, attempt), id, signed, (max, priority));
                 settlements::insert(tx, &row).await?;
-                Ok(row)
+                Ok(Some(row))
             })
         });
-        done.await.map(Some)
-    }
-}
-
-fn row_of(
-    tx: &Tx,
-    chain: i64,
-    signer: &str,
-    (nonce, attempt): (u64, i64),
-    payment: Uuid,
-    signed: otonix_sdk::wallet::Signed,
-    (max_fee, priority_fee): (u128, u128),
-) -> Settlement {
-    let fee = |wei: u128| i64::try_from(wei.min(MAX_FEE_CAP)).unwrap_or(i64::MAX);
-    Settlement {
-        chain,
-        signer: signer.to_owned(),
-        account_nonce: i64::try_from(nonce).unwrap_or(i64::MAX),
-        attempt,
-        payment,
-        tx_hash: signed.hash.0,
-        raw: signed.raw,
-        max_fee: fee(max_fee),
-        priority_fee: fee(priority_fee),
-        created_at: tx.at,
+        done.await
     }
 }

@@ -12,6 +12,7 @@ on_each_store!(
     a_command_is_queued,
     only_the_closed_list_is_taken,
     an_undelivered_command_expires,
+    an_expired_command_stays_expired,
     a_command_goes_down_with_the_next_events_and_ends_with_its_result,
     only_the_owner_and_the_operator_command,
     queued_commands_survive_a_crash,
@@ -131,6 +132,31 @@ async fn a_command_goes_down_with_the_next_events_and_ends_with_its_result(store
     let rows = listed(&server, &agent).await;
     assert_eq!((&rows[1]["status"], &rows[0]["status"]), (&json!("done"), &json!("failed")));
     assert_eq!(post(3, json!([])).await["commands"], json!([]), "what is done is not sent again");
+}
+
+async fn an_expired_command_stays_expired(store: Store) {
+    let server = Server::start(store).await;
+    let agent = server.agent("a").await;
+    let body = json!({"kind": "set_model", "args": {"model": "gpt-5"}, "ttlSeconds": 1});
+    let made = order(&server, &agent, body).await;
+    let post = async |seq: u64, events: Value| {
+        let body = json!({"epoch": "e", "nextSeq": seq, "events": events});
+        server.post(&agent.path("events")).key(&agent.key).json(body).await.ok(200)
+    };
+    assert_eq!(post(1, json!([])).await["commands"][0]["id"], made["id"]);
+    until_true("it expires", Duration::from_secs(10), async || {
+        listed(&server, &agent).await[0]["status"] == "expired"
+    })
+    .await;
+    for (seq, ok, says) in [(1, true, "model is gpt-5"), (2, false, "another word")] {
+        let id = format!("0190aaaa-0000-7000-8000-00000000000{seq}");
+        let result = json!({"commandId": made["id"], "ok": ok, "detail": says});
+        let ack = post(seq + 1, json!([{"seq": seq, "id": id, "commandResult": result}])).await;
+        assert_eq!((&ack["ackedSeq"], &ack["rejected"]), (&json!(seq), &json!([])));
+    }
+    let row = &listed(&server, &agent).await[0];
+    assert_eq!((&row["status"], &row["result"]), (&json!("expired"), &json!("model is gpt-5")));
+    assert_eq!(server.look(&agent).await["model"], "gpt-5", "what is true on the machine is true here");
 }
 
 async fn only_the_owner_and_the_operator_command(store: Store) {

@@ -13,6 +13,8 @@ on_each_store!(
     malformed_json_is_refused,
     hostile_texts_are_refused,
     other_content_types_are_refused,
+    errors_name_no_type,
+    headers_that_contradict_themselves_are_refused,
     a_body_too_large_is_refused,
     malformed_requests_do_no_harm,
     every_request_has_its_own_id,
@@ -124,6 +126,46 @@ async fn hostile_texts_are_refused(store: Store) {
         let answer = server.post(&path).key(&agent.key).raw(huge).await;
         assert_eq!(answer.status, 400, "{path}: {}", answer.text());
     }
+}
+
+async fn errors_name_no_type(store: Store) {
+    let server = Server::start(store).await;
+    let key = server.key("k").await;
+    for (path, body, detail) in [
+        (
+            "/api/agents/register",
+            json!({"name": "a", "walletProof": "x"}),
+            "`walletProof` must be an object, not a text",
+        ),
+        ("/api/sandboxes", json!({"name": {}}), "`name` must be a text, not an object"),
+        (
+            "/api/domains",
+            json!({"name": "x.example", "dnsRecords": [5]}),
+            "`dnsRecords[0]` must be an object",
+        ),
+        (
+            "/api/transactions",
+            json!({"type": "debit", "amount": 1, "metadata": []}),
+            "`metadata` must be an object",
+        ),
+    ] {
+        let problem = server.post(path).key(&key).json(body).await.refused(400, "invalid_field");
+        assert_eq!(problem["detail"], detail, "{path}");
+    }
+}
+
+async fn headers_that_contradict_themselves_are_refused(store: Store) {
+    let server = Server::start(store).await;
+    let key = server.key("k").await;
+    let twice = server.get("/api/agents").key(&key).key(&key).await.refused(400, "bad_request");
+    assert!(twice["detail"].as_str().is_some_and(|detail| detail.contains("X-API-Key")), "{twice}");
+    let body = json!({"name": "x"});
+    let call = || server.post("/api/sandboxes").key(&key).json(body.clone());
+    call().once("a").once("b").await.refused(400, "bad_request");
+    for coding in ["gzip", "identity, br"] {
+        call().header("content-encoding", coding).await.refused(415, "unsupported_media_type");
+    }
+    call().header("content-encoding", "identity").await.ok(201);
 }
 
 async fn other_content_types_are_refused(store: Store) {

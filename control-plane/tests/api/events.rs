@@ -142,6 +142,11 @@ async fn a_bad_event_never_fails_its_batch(store: Store) {
     for row in rejected {
         assert!(row["code"].is_string() && row["detail"].is_string(), "{row}");
     }
+    let detail = |seq: usize| rejected[seq - 2]["detail"].as_str().expect("a detail");
+    assert_eq!(detail(8), "`action.action` must be a text");
+    for seq in 2..=10 {
+        assert!(!detail(seq).contains("struct") && !detail(seq).contains(" at line "), "{}", detail(seq));
+    }
     assert_eq!(count(&server, &agent).await, 2);
     assert_eq!(server.look(&agent).await["credits"], 0);
     let ack = post(&server, &agent, "e", 12, events).await.ok(200);

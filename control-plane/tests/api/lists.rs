@@ -10,6 +10,7 @@ on_each_store!(
     every_list_is_paged_without_gap_or_repeat,
     a_page_keeps_its_place_while_rows_arrive,
     limits_and_cursors_are_checked,
+    what_a_list_does_not_know_is_named,
     filters_narrow_a_list,
     time_filters_narrow_a_list,
     a_full_page_has_at_most_a_thousand_rows,
@@ -121,6 +122,38 @@ async fn limits_and_cursors_are_checked(store: Store) {
         let answer = server.get(&format!("/api/agent-actions?{query}")).key(&agent.key).await;
         assert_eq!(answer.status, 400, "{query}: {}", answer.text());
     }
+}
+
+async fn what_a_list_does_not_know_is_named(store: Store) {
+    let server = Server::start(store).await;
+    let agent = server.agent("a").await;
+    for n in 0..2 {
+        server.act(&agent, &n.to_string()).await;
+        server.spend(&agent, "0").await;
+    }
+    let feed = server.get("/api/agent-actions?limit=1").key(&agent.key).await.next_page().expect("a second");
+    let cursor = feed.split("cursor=").nth(1).expect("a cursor").to_owned();
+    server.get(&format!("/api/agent-actions?cursor={cursor}")).key(&agent.key).await.ok(200);
+    for (path, parameter) in [
+        ("/api/agents?limit=1&limit=2".to_owned(), "limit"),
+        ("/api/agents?cursor=&cursor=".to_owned(), "cursor"),
+        ("/api/agent-actions?status=failed&status=failed".to_owned(), "status"),
+        (format!("/api/compute-logs?cursor={cursor}"), "cursor"),
+        (agent.path(&format!("actions?cursor={cursor}")), "cursor"),
+        ("/api/compute-logs?status=completed".to_owned(), "status"),
+        (agent.path("ledger?status=completed"), "status"),
+        ("/api/domains?category=system".to_owned(), "category"),
+        (format!("/api/keys?agentId={}", agent.id), "agentId"),
+    ] {
+        let problem = server.get(&path).key(&agent.key).await.refused(400, "invalid_query");
+        let detail = problem["detail"].as_str().expect("a detail").to_owned();
+        assert!(detail.starts_with(&format!("`{parameter}` ")), "{path}: {detail}");
+    }
+    for value in ["maybe", "", "TRUE"] {
+        let path = format!("/api/keys/{}?descendants={value}", agent.key.id);
+        server.call("DELETE", &path).key(&agent.key).await.refused(400, "invalid_query");
+    }
+    server.beat(&agent).await;
 }
 
 async fn filters_narrow_a_list(store: Store) {

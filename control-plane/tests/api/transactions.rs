@@ -6,6 +6,7 @@ use crate::support::{Server, Store, on_each_store};
 
 on_each_store!(
     a_transaction_is_kept_as_it_was_posted,
+    attached_numbers_keep_every_digit,
     a_claim_moves_nothing,
     a_hash_is_lower_case_and_unique_per_owner,
     a_grant_writes_its_row,
@@ -60,6 +61,23 @@ async fn a_transaction_is_kept_as_it_was_posted(store: Store) {
     let made = answer.ok(201);
     assert_eq!((answer.source("amount").as_str(), &made["currency"]), ("0.000001", &json!("USDC")));
     assert_eq!(made["txHash"], Value::Null);
+}
+
+async fn attached_numbers_keep_every_digit(store: Store) {
+    let server = Server::start(store).await;
+    let key = server.key("k").await;
+    let wei = "123456789012345678901234567890123.000000000000000001";
+    let body = |metadata: &str| format!(r#"{{"type": "debit", "amount": 1, "metadata": {metadata}}}"#);
+    let made = server.post("/api/transactions").key(&key).raw(body(&format!(r#"{{"wei": {wei}}}"#))).await;
+    made.ok(201);
+    let list = server.get("/api/transactions").key(&key).await;
+    for answer in [&made, &list] {
+        let text: String = answer.text().split_whitespace().collect();
+        assert!(text.contains(&format!(r#""metadata":{{"wei":{wei}}}"#)), "{text}");
+    }
+    for bad in ["[]", "5", r#"{"a": 1e5000}"#, r#"{"a": "\u0000"}"#, r#"{"a": "\ud800"}"#] {
+        server.post("/api/transactions").key(&key).raw(body(bad)).await.bad_field("metadata");
+    }
 }
 
 async fn a_claim_moves_nothing(store: Store) {

@@ -36,8 +36,13 @@ mod streams;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use self::load::Client;
+use self::streams::Streamer;
+use self::support::Key;
+use self::support::Server;
 
 /// A number from the environment.
 fn setting(name: &str, otherwise: u64) -> u64 {
@@ -51,4 +56,24 @@ fn chance() -> StdRng {
         setting("OTONIX_FAULT_SEED", rand::random::<u32>().into()) + NEXT.fetch_add(1, Ordering::Relaxed);
     eprintln!("OTONIX_FAULT_SEED={seed}");
     StdRng::seed_from_u64(seed)
+}
+
+/// Agents under load: three clients over REST on each of the first, one stream for each of as many others.
+async fn crowd(
+    server: &Server,
+    key: &Key,
+    chance: &mut StdRng,
+    agents: usize,
+) -> (Vec<Client>, Vec<Streamer>) {
+    let (mut clients, mut streamers) = (Vec::new(), Vec::new());
+    for n in 0..agents {
+        let agent = server.register(key, &format!("rest-{n}")).await;
+        for m in 0..3 {
+            let own = StdRng::seed_from_u64(chance.random());
+            clients.push(Client::new(server, &agent, &format!("c{n}{m}"), own));
+        }
+        let agent = server.register(key, &format!("stream-{n}")).await;
+        streamers.push(Streamer::new(server, &agent, StdRng::seed_from_u64(chance.random())));
+    }
+    (clients, streamers)
 }

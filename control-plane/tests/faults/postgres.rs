@@ -3,16 +3,14 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::Rng as _;
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
 
 use super::chaos::Proxy;
 use super::load::{self, Client};
-use super::streams::Streamer;
-use super::{chance, setting};
+use super::{chance, crowd, setting};
 use crate::support::database::{Cluster, Database, Durability};
 use crate::support::link::{Link, hello};
 use crate::support::poll::until_true;
@@ -137,17 +135,7 @@ async fn postgres_killed_cut_and_reset_under_load() {
     server.grant(&quiet, "12.345678").await;
     let probe = server.register(&key, "probe").await;
     server.beat(&quiet).await;
-    let mut clients = Vec::new();
-    let mut streamers = Vec::new();
-    for n in 0..2 {
-        let agent = server.register(&key, &format!("rest-{n}")).await;
-        for m in 0..3 {
-            let own = StdRng::seed_from_u64(chance.random());
-            clients.push(Client::new(&server, &agent, &format!("c{n}{m}"), own));
-        }
-        let agent = server.register(&key, &format!("stream-{n}")).await;
-        streamers.push(Streamer::new(&server, &agent, StdRng::seed_from_u64(chance.random())));
-    }
+    let (clients, streamers) = crowd(&server, &key, &mut chance, 2).await;
     let stop = CancellationToken::new();
     let beating =
         tokio::spawn(beats_go_on(server.post(&quiet.path("heartbeat")), quiet.clone(), stop.clone()));

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::Rng as _;
 
 use super::load::{self, Client};
-use super::streams::Streamer;
-use super::{chance, setting};
+use super::{chance, crowd, setting};
 use crate::support::{Server, Store, on_each_store};
 
 on_each_store!(killed_at_any_moment_nothing_acknowledged_is_lost_or_doubled);
@@ -16,17 +14,7 @@ async fn killed_at_any_moment_nothing_acknowledged_is_lost_or_doubled(store: Sto
     let mut chance = chance();
     let mut server = Server::start(store).await;
     let key = server.key("load").await;
-    let mut clients = Vec::new();
-    let mut streamers = Vec::new();
-    for n in 0..3 {
-        let agent = server.register(&key, &format!("rest-{n}")).await;
-        for m in 0..3 {
-            let own = StdRng::seed_from_u64(chance.random());
-            clients.push(Client::new(&server, &agent, &format!("c{n}{m}"), own));
-        }
-        let agent = server.register(&key, &format!("stream-{n}")).await;
-        streamers.push(Streamer::new(&server, &agent, StdRng::seed_from_u64(chance.random())));
-    }
+    let (mut clients, mut streamers) = crowd(&server, &key, &mut chance, 3).await;
     let rounds = setting("OTONIX_FAULT_ROUNDS", 4);
     for round in 0..rounds {
         let writing: Vec<_> = clients.drain(..).map(|client| tokio::spawn(client.until_lost())).collect();

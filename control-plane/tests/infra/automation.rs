@@ -26,6 +26,7 @@ on_each_store!(
     a_silent_agent_is_healed_step_by_step,
     a_silent_fleet_is_nobody_s_illness,
     few_are_healed_at_once,
+    an_agent_that_stays_stalled_gets_its_server_rebooted,
     a_child_is_born_with_a_server,
     a_child_without_its_server_is_not_born,
 );
@@ -398,6 +399,23 @@ async fn few_are_healed_at_once(store: Store) {
         told += town.commands(agent.id).await.len();
     }
     assert_eq!(told, 1, "at least one, and no more than a twentieth of the fleet");
+}
+
+async fn an_agent_that_stays_stalled_gets_its_server_rebooted(store: Store) {
+    let town = Town::on(store).await;
+    let (agent, homeless) = (town.agent("a", 20).await, town.agent("b", 20).await);
+    town.server(&agent, 7, "monthly", TimeDelta::days(20)).await;
+    for _ in 0..3 {
+        assert!(!recovery::reboot_stalled(&town.app, homeless.id.uuid()).await.expect("a look"));
+    }
+    let mut rebooted = 0;
+    for _ in 0..30 {
+        rebooted += i32::from(recovery::reboot_stalled(&town.app, agent.id.uuid()).await.expect("a look"));
+        recovery::run_once(&town.app).await.expect("a pass");
+        town.pass(minutes(2));
+    }
+    assert_eq!((rebooted, town.desk.0.lock().count("reboot 7")), (3, 3), "three a day");
+    assert_eq!(town.app.shared.metrics.healing_successes.get(), 0);
 }
 
 fn child(name: &str, server: Option<serde_json::Value>) -> NewChild {

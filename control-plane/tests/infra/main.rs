@@ -11,4 +11,5 @@ mod support;
 
 mod automation;
 mod fakes;
+mod purchases;
 mod town;

@@ -317,8 +317,9 @@ impl Town {
             project: Some(1),
             registrar: Some(Arc::new(desk.clone())),
             dns: Some(Arc::new(desk.clone())),
+            ..Vendors::default()
         };
-        let outside = Outside { payments: None, vendors };
+        let outside = Outside { vendors, ..Outside::default() };
         let (moved, hash) = (Arc::new(clock.clone()), hash_secret("operator"));
         let app = App::new(settings, PriceTable::default(), db, moved, hash, outside, &TaskTracker::new());
         Self { app, clock, desk, url, dir, database }

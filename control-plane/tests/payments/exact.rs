@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::shop::{Shop, decoded};
+use crate::shop::{Shop, decoded, encoded, with_high_s};
 use crate::support::poll::until_true;
 use crate::support::{Answer, Store, on_each_store};
 
@@ -14,6 +14,8 @@ on_each_store!(
     ten_identical_payments_at_once_are_one,
     a_payment_buys_only_what_it_was_made_for,
     what_does_not_hold_is_refused_before_anything_is_sent,
+    a_second_form_of_a_signature_is_refused,
+    who_asks_the_chain_for_nothing_is_slowed_down_and_nobody_else,
     a_crash_at_any_moment_charges_once_and_grants_once,
 );
 
@@ -113,6 +115,42 @@ async fn what_does_not_hold_is_refused_before_anything_is_sent(store: Store) {
     let sent = shop.chain.rpc("eth_getTransactionCount", json!([shop.settler.address, "latest"]));
     assert_eq!(sent, json!("0x0"), "the settling key sent nothing");
     pay(quote.pay_v2(&shop.customer)).await.ok(201);
+}
+
+async fn a_second_form_of_a_signature_is_refused(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    let quote = shop.quote(&agent, "2").await;
+    let payment = quote.pay_v2(&shop.customer);
+    let mut twisted = decoded(&payment);
+    let signature = twisted["payload"]["signature"].as_str().expect("a text").to_owned();
+    twisted["payload"]["signature"] = json!(with_high_s(&signature));
+    let refused = shop.topup(&agent, "2").header("payment-signature", encoded(&twisted)).await;
+    assert!(refused.refused(402, "payment_invalid")["detail"].to_string().contains("low s"));
+    shop.topup(&agent, "2").header("payment-signature", &payment).await.ok(201);
+    assert_eq!(shop.till(), 2_000_000);
+    shop.audit();
+}
+
+async fn who_asks_the_chain_for_nothing_is_slowed_down_and_nobody_else(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    // Signed well, and there is no money behind it.
+    let poor = shop.chain.accounts[9].clone();
+    for _ in 0..20 {
+        let payment = shop.quote(&agent, "1").await.pay_v2(&poor);
+        shop.topup(&agent, "1")
+            .header("payment-signature", payment)
+            .await
+            .refused(402, "payment_insufficient");
+    }
+    let payment = shop.quote(&agent, "1").await.pay_v2(&poor);
+    let slowed = shop.topup(&agent, "1").header("payment-signature", payment).await;
+    slowed.refused(429, "rate_limited");
+    assert!(slowed.header("retry-after").is_some());
+    let payment = shop.quote(&agent, "1").await.pay_v2(&shop.customer);
+    shop.topup(&agent, "1").header("payment-signature", payment).await.ok(201);
+    shop.audit();
 }
 
 async fn a_crash_at_any_moment_charges_once_and_grants_once(store: Store) {

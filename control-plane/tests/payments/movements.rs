@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::shop::{Shop, now};
 use crate::support::poll::until_true;
@@ -133,8 +133,9 @@ async fn a_payment_that_leaves_the_chain_is_taken_back(store: Store) {
     let quote = shop.quote(&agent, "5").await;
     let hash = shop.pay_order(&shop.customer, &quote, 5_000_000);
     let proof = quote.proof(&hash, &shop.customer.address, None);
-    shop.topup(&agent, "5").header("x-payment", proof).await.ok(201);
+    shop.topup(&agent, "5").header("x-payment", &proof).await.ok(201);
     shop.server.spend(&agent, "2").await;
+    let sent = shop.chain.rpc("eth_getTransactionByHash", json!([hash]));
     shop.chain.revert(&before);
     until_true("it is taken back", Duration::from_secs(60), async || shop.credits(&agent).await == "-2")
         .await;
@@ -142,6 +143,20 @@ async fn a_payment_that_leaves_the_chain_is_taken_back(store: Store) {
     assert_eq!(shown["survivalTier"], json!("terminated"), "it buys nothing until it is square");
     let orders = shop.server.get("/api/orders").key(&agent.key).await.list();
     assert_eq!(orders[0]["status"], json!("reversed"));
+    shop.audit();
+    // The same transaction in a later block: what was taken back is given again, once.
+    let fields = ["from", "to", "gas", "nonce", "input", "value", "maxFeePerGas", "maxPriorityFeePerGas"];
+    let same: Map<String, Value> =
+        fields.map(|name| (name.to_owned(), sent[name].clone())).into_iter().collect();
+    assert_eq!(shop.chain.rpc("eth_sendTransaction", json!([same])), json!(hash));
+    shop.chain.mined(&hash);
+    until_true("it is given again", Duration::from_secs(60), async || shop.credits(&agent).await == "3")
+        .await;
+    let orders = shop.server.get("/api/orders").key(&agent.key).await.list();
+    assert_eq!((orders.len(), &orders[0]["status"]), (1, &json!("delivered")));
+    let answered = shop.topup(&agent, "5").header("x-payment", &proof).await.ok(201);
+    assert_eq!(answered["receipt"]["txHash"], json!(hash));
+    assert_eq!(shop.credits(&agent).await, "3");
     shop.audit();
 }
 

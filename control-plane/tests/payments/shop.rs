@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use alloy::primitives::B256;
+use alloy::primitives::{B256, U256};
 use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
 use base64::Engine as _;
@@ -232,4 +232,15 @@ pub fn encoded(json: &Value) -> String {
 /// A header's value as JSON.
 pub fn decoded(header: &str) -> Value {
     serde_json::from_slice(&STANDARD.decode(header).expect("base64")).expect("JSON")
+}
+
+/// The other signature that is valid for the same message: its s is the curve's order less the first one's.
+pub fn with_high_s(signature: &str) -> String {
+    let order = "0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141";
+    let order: U256 = order.parse().expect("a number");
+    let mut bytes = hex::decode(&signature[2..]).expect("hex");
+    let s = order - U256::from_be_slice(&bytes[32..64]);
+    bytes[32..64].copy_from_slice(&s.to_be_bytes::<32>());
+    bytes[64] = 27 + 28 - bytes[64];
+    format!("0x{}", hex::encode(bytes))
 }

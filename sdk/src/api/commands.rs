@@ -39,7 +39,8 @@ pub struct Command {
     pub id: CommandId,
     pub kind: String,
     pub args: Map<String, Value>,
-    /// queued, delivered, done, failed, expired
+    /// queued, delivered, done, failed, expired. An expired command stays expired, also when its daemon reports
+    /// later how it ended; `result` then says so.
     pub status: String,
     pub created_at: DateTime<Utc>,
     pub expires_at: DateTime<Utc>,

@@ -21,6 +21,10 @@ pub struct LocalStatus {
     pub payments_paused: bool,
     /// State of the supervised process: none, starting, running, backoff, stopped, stalled.
     pub agent_process: String,
+    /// Why the server takes nothing from this agent, as an error code: `agent_killed` for good, `revoked_key` or
+    /// `unknown_key` until there is another key.
+    #[serde(default)]
+    pub refused: Option<String>,
 }
 
 /// What waits to be sent.

@@ -2,6 +2,7 @@
 
 pub mod actions;
 pub mod agents;
+pub mod attached;
 pub mod commands;
 pub mod enrolment;
 pub mod events;

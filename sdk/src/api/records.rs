@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use crate::api::attached::Attached;
 use crate::ids::{AgentId, DomainId, SandboxId, TransactionId};
 use crate::money::{Amount, MicroUsd};
 
@@ -128,7 +128,7 @@ pub struct NewTransaction {
     #[serde(default)]
     pub tx_hash: Option<String>,
     #[serde(default)]
-    pub metadata: Option<Map<String, Value>>,
+    pub metadata: Option<Attached>,
     #[serde(default)]
     pub agent_id: Option<AgentId>,
 }
@@ -147,7 +147,7 @@ pub struct Transaction {
     pub from_address: Option<String>,
     pub to_address: Option<String>,
     pub tx_hash: Option<String>,
-    pub metadata: Option<Map<String, Value>>,
+    pub metadata: Option<Attached>,
     pub agent_id: Option<AgentId>,
     pub created_at: DateTime<Utc>,
 }

@@ -47,6 +47,13 @@ pub struct Fees {
     pub priority_fee: u128,
 }
 
+impl Fees {
+    /// What to offer at most, and for whoever makes the block: enough for some full blocks in between.
+    pub const fn offer(self) -> (u128, u128) {
+        (self.base_fee.saturating_mul(2).saturating_add(self.priority_fee), self.priority_fee)
+    }
+}
+
 /// Which logs.
 #[derive(Debug, Clone)]
 pub struct LogFilter {

@@ -244,7 +244,7 @@ fn headers(credential: &Credential) -> Result<HeaderMap, ClientError> {
 }
 
 /// Roots that are part of the program: a machine without ca-certificates works, and its store cannot be poisoned.
-pub(crate) fn tls() -> rustls::ClientConfig {
+pub fn tls() -> rustls::ClientConfig {
     let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let mut config =
         rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))

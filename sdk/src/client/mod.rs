@@ -10,9 +10,7 @@ mod server;
 
 use std::time::Duration;
 
-#[cfg(feature = "wallet")]
-pub(crate) use http::tls;
-pub use http::{Client, ClientConfig, Credential};
+pub use http::{Client, ClientConfig, Credential, tls};
 pub use rest::{ListQuery, Page};
 pub use retry::{Backoff, RetryPolicy, full_jitter};
 pub use server::{BadServer, ServerUrl};

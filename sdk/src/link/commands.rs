@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::CommandId;
+use crate::link::faults::damaged_lines;
 use crate::link::files;
 
 /// How long an expired command is remembered.
@@ -20,7 +21,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Line {
+pub(crate) struct Line {
     id: CommandId,
     expires_at: DateTime<Utc>,
     done: bool,
@@ -41,6 +42,10 @@ fn read(path: &Path) -> io::Result<BTreeMap<CommandId, Line>> {
         Err(none) if none.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(other) => return Err(other),
     };
+    let damaged = damaged_lines::<Line>(&text);
+    if damaged > 0 {
+        tracing::warn!(damaged, path = %path.display(), "commands that came before cannot be read");
+    }
     let lines =
         text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
     Ok(lines.map(|line| (line.id, line)).collect())

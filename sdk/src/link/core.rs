@@ -17,6 +17,7 @@ use crate::api::commands::Command;
 use crate::api::events::{CommandResult, EventBody};
 use crate::clock::{Clock as _, SystemClock, new_id};
 use crate::convert;
+use crate::error::ErrorCode;
 use crate::ids::{AgentId, CommandId, EventId};
 use crate::limits::{self, Invalid, MAX_EVENT_BYTES};
 use crate::link::commands::Journal;
@@ -27,6 +28,12 @@ use crate::link::spool::{Class, OpenError, Spool, SpoolError};
 use crate::link::standing::Keeper;
 use crate::link::{LinkStatus, RecordError, Secret, Transport, Vitals};
 
+/// The folder of the spool in the state directory.
+pub(crate) const SPOOL: &str = "spool";
+/// The file of the commands that came.
+pub(crate) const COMMANDS: &str = "commands.jsonl";
+/// The file of what the server refused.
+pub(crate) const REJECTS: &str = "rejects.jsonl";
 /// Commands that wait for the program to take them.
 const MAX_COMMANDS_WAITING: usize = 64;
 
@@ -95,6 +102,8 @@ pub(crate) struct LinkConfig {
 struct Health {
     transport: Option<Transport>,
     last_error: Option<String>,
+    /// Why the server takes nothing from this agent, until it takes something again.
+    refused: Option<ErrorCode>,
     /// The server's time when it was last heard, and when that was.
     server_time: Option<(DateTime<Utc>, Instant)>,
 }
@@ -129,14 +138,18 @@ impl Core {
     /// Opens the state directory. Waits for the disk.
     pub(crate) fn open(config: LinkConfig) -> Result<(Arc<Self>, mpsc::Receiver<Command>), OpenError> {
         let dir: &Path = &config.state_dir;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let (spool, unacked) = Spool::open(&dir.join("spool"), config.spool_max_bytes)?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|error| OpenError::of(dir, error))?;
+        let (spool, unacked) = Spool::open(&dir.join(SPOOL), config.spool_max_bytes)?;
+        let commands_path = dir.join(COMMANDS);
+        let journal = Journal::open(commands_path.clone(), SystemClock.now())
+            .map_err(|error| OpenError::of(&commands_path, error))?;
         let (commands, taken) = mpsc::channel(MAX_COMMANDS_WAITING);
         let core = Self {
             keeper: Keeper::open(dir, unacked, config.heartbeat_interval),
             prices: Prices::open(dir),
-            rejects: Mutex::new(Rejects::open(dir.join("rejects.jsonl"))),
-            journal: Mutex::new(Journal::open(dir.join("commands.jsonl"), SystemClock.now())?),
+            rejects: Mutex::new(Rejects::open(dir.join(REJECTS))),
+            journal: Mutex::new(journal),
             keys: Mutex::new(KeyBook::open(dir.join("idempotency"))),
             vitals: watch::Sender::new(Vitals::default()),
             stop: CancellationToken::new(),
@@ -155,6 +168,7 @@ impl Core {
             _ => None,
         };
         let (class, spent) = self.class_and_cost(&body);
+        let undeliverable = self.undeliverable(&body);
         let at = SystemClock.now();
         let mut event = convert::event_to_pb(0, EventId::new(uuid::Uuid::nil()), at, body);
         let content = keys::fingerprint(
@@ -182,6 +196,12 @@ impl Core {
                 Seen::Reused => return Err(RecordError::IdempotencyKeyReused),
             }
         }
+        if let Some(error) = undeliverable {
+            if key.is_some() {
+                lock(&self.keys).refused(id);
+            }
+            return Err(error);
+        }
         self.keeper.spend(spent);
         let appended = self.spool.append(payload, id.uuid(), spent, class).await;
         if let Err(error) = appended {
@@ -198,6 +218,22 @@ impl Core {
             lock(&self.journal).done(command);
         }
         Ok(id)
+    }
+
+    /// Why the server would never store an event; what is accepted here must arrive.
+    fn undeliverable(&self, body: &EventBody) -> Option<RecordError> {
+        match body {
+            _ if self.keeper.current().killed => Some(RecordError::Killed),
+            EventBody::Usage(usage) if self.prices.lacks(usage) => {
+                Some(RecordError::UnknownModel(usage.model.clone()))
+            }
+            EventBody::Action(_)
+            | EventBody::Usage(_)
+            | EventBody::Payment(_)
+            | EventBody::TierEffect(_)
+            | EventBody::CommandResult(_)
+            | EventBody::Lost(_) => None,
+        }
     }
 
     fn class_and_cost(&self, body: &EventBody) -> (Class, u64) {
@@ -273,6 +309,12 @@ impl Core {
             tracing::info!(?transport, "connected to the control plane");
         }
         health.transport = Some(transport);
+        health.refused = None;
+    }
+
+    /// The server takes nothing from this agent until something is changed there or here.
+    pub(crate) fn refused(&self, code: ErrorCode) {
+        lock(&self.health).refused = Some(code);
     }
 
     pub(crate) fn disconnected(&self, why: Option<String>) {
@@ -295,6 +337,7 @@ impl Core {
             transport: health.transport,
             spool,
             last_error: health.last_error.clone(),
+            refused: if self.keeper.current().killed { Some(ErrorCode::AgentKilled) } else { health.refused },
             epoch: self.spool.view().epoch.to_string(),
         }
     }

@@ -7,6 +7,7 @@ mod backoff;
 mod commands;
 pub(crate) mod core;
 mod cursor;
+pub mod faults;
 mod files;
 mod heartbeat;
 mod keys;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::local::SpoolStatus;
 
+use crate::error::ErrorCode;
 use crate::limits::Invalid;
 
 pub use self::core::Tuning;
@@ -74,6 +76,9 @@ pub struct LinkStatus {
     pub spool: SpoolStatus,
     /// Why the link is down, or was last.
     pub last_error: Option<String>,
+    /// Why the server takes nothing from this agent: `AgentKilled` for good, `RevokedKey` or `UnknownKey` until there
+    /// is another key.
+    pub refused: Option<ErrorCode>,
     /// The life of the spool that the numbers belong to.
     pub epoch: String,
 }
@@ -87,6 +92,12 @@ pub enum RecordError {
     /// The idempotency key came with other content before.
     #[error("the idempotency key was used with another request")]
     IdempotencyKeyReused,
+    /// The server's price table has no cost for this model, and none was given.
+    #[error("`cost` is needed: the price table has no cost for model {0}")]
+    UnknownModel(String),
+    /// The agent was killed: the server stores nothing of it any more.
+    #[error("the agent was killed; nothing of it is stored any more")]
+    Killed,
     /// The spool is at its bound.
     #[error("the spool is full")]
     SpoolFull,

@@ -2,19 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use serde_json::value::RawValue;
 
+use crate::api::usage::LogUsage;
 use crate::link::files;
 use crate::money::MicroUsd;
 use crate::prices::PriceTable;
+
+/// The file in the state directory.
+pub(crate) const FILE: &str = "price-table.json";
 
 /// The table in use.
 #[derive(Debug)]
 pub(crate) struct Prices {
     path: PathBuf,
     table: RwLock<PriceTable>,
+    /// The table is the server's, as far as is known.
+    heard: AtomicBool,
 }
 
 /// The table in an answer of `GET /api/price-table`: by itself, or beside its version.
@@ -30,9 +37,27 @@ fn table_in(answer: &str) -> Option<PriceTable> {
 impl Prices {
     /// Goes on from disk.
     pub(crate) fn open(state_dir: &Path) -> Self {
-        let path = state_dir.join("price-table.json");
-        let kept = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { path, table: RwLock::new(kept.unwrap_or_default()) }
+        let path = state_dir.join(FILE);
+        let kept: Option<PriceTable> =
+            std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let heard = AtomicBool::new(kept.is_some());
+        Self { path, table: RwLock::new(kept.unwrap_or_default()), heard }
+    }
+
+    /// The server's table is of this version; false when that is another one, which is to be fetched.
+    pub(crate) fn is_current(&self, version: &str) -> bool {
+        let current = self.version() == version;
+        self.heard.store(current, Ordering::Release);
+        current
+    }
+
+    /// Whether the server's table is known and has no cost for a call, so that the server will never take the call
+    /// without one.
+    pub(crate) fn lacks(&self, usage: &LogUsage) -> bool {
+        let cached = usage.tokens_cached.unwrap_or(0);
+        usage.cost.is_none()
+            && self.heard.load(Ordering::Acquire)
+            && self.cost(&usage.model, usage.tokens_in, usage.tokens_out, cached).is_none()
     }
 
     /// The version of the table in use.
@@ -50,6 +75,7 @@ impl Prices {
         let Some(table) = table_in(answer) else { return false };
         let kept = serde_json::to_vec(&table).map_err(std::io::Error::from);
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        self.heard.store(true, Ordering::Release);
         if let Err(error) = kept.and_then(|bytes| files::replace(&self.path, &bytes)) {
             tracing::warn!(%error, "failed to keep the price table");
         }
@@ -60,7 +86,7 @@ impl Prices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn a_fetched_table_is_used_and_kept() {
@@ -75,5 +101,21 @@ mod tests {
         assert!(!prices.take(r#"{"error": "no"}"#));
         assert_ne!(prices.version(), before);
         assert_eq!(Prices::open(dir.path()).version(), prices.version());
+    }
+
+    #[test]
+    fn a_model_is_unknown_only_where_the_servers_table_is_known() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let usage = |body: Value| serde_json::from_value::<LogUsage>(body).expect("usage");
+        let unpriced = usage(json!({"model": "own", "tokensIn": 1, "tokensOut": 1}));
+        let priced = usage(json!({"model": "own", "tokensIn": 1, "tokensOut": 1, "cost": 1}));
+        let prices = Prices::open(dir.path());
+        assert!(!prices.lacks(&unpriced), "nothing was heard");
+        assert!(prices.is_current(&prices.version()) && prices.lacks(&unpriced) && !prices.lacks(&priced));
+        assert!(!prices.is_current("another") && !prices.lacks(&unpriced), "it changes");
+        assert!(prices.take(&json!({"own": {"input": 1, "output": 1}}).to_string()));
+        assert!(!prices.lacks(&unpriced));
+        assert!(prices.take(&json!({"other": {"input": 1, "output": 1}}).to_string()));
+        assert!(prices.lacks(&unpriced) && Prices::open(dir.path()).lacks(&unpriced));
     }
 }

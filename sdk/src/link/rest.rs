@@ -134,7 +134,9 @@ fn failure(status: StatusCode, retry_after: Option<Duration>, text: &str) -> End
     match (status.as_u16(), code) {
         (_, Some(ErrorCode::NewEpochRequired)) => End::Fork(detail),
         (_, Some(ErrorCode::AgentKilled)) => away("killed"),
-        (401 | 403, _) => End::Refused(format!("{status}: {detail}")),
+        (401 | 403, code) => {
+            End::Refused { code: code.unwrap_or(ErrorCode::Forbidden), error: format!("{status}: {detail}") }
+        }
         (404, Some(ErrorCode::NotFound)) => away("not_found"),
         (429 | 503, _) => End::Lost { error: format!("{status}: {detail}"), welcomed: false, retry_after },
         _ => End::lost(format!("{status}: {detail}"), false),

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::api::actions::LogAction;
 use crate::api::events::EventBody;
+use crate::clock::{Clock as _, SystemClock};
+use crate::error::ErrorCode;
 use crate::link::Transport;
 use crate::link::backoff::{Backoff, upto};
 use crate::link::core::{Core, on_disk};
@@ -175,9 +177,10 @@ async fn after(core: &Arc<Core>, end: End, course: &mut Course) -> Duration {
             course.tell_of_a_copy(core, action, format!("a restored snapshot, or a clone: {why}")).await;
             if course.forks <= QUICK_FORKS { Duration::ZERO } else { course.backoff.next(None) }
         }
-        End::Refused(why) => {
-            tracing::warn!(error = %why, "the control plane refuses the API key");
-            core.disconnected(Some(why));
+        End::Refused { code, error } => {
+            tracing::warn!(%error, code = code.as_str(), "the control plane refuses the API key");
+            core.disconnected(Some(error));
+            core.refused(code);
             tuning.refused_pause + upto(tuning.refused_pause)
         }
         End::Away { reason, detail, retry_after } => {
@@ -193,11 +196,14 @@ async fn after(core: &Arc<Core>, end: End, course: &mut Course) -> Duration {
                         .await;
                     asked.max(tuning.superseded_pause) + upto(tuning.superseded_pause)
                 }
-                "killed" => {
-                    core.keeper.killed();
+                "killed" | "revoked" | "not_found" => {
+                    match reason.as_str() {
+                        "killed" => core.keeper.killed(SystemClock.now()),
+                        "revoked" => core.refused(ErrorCode::RevokedKey),
+                        _ => core.refused(ErrorCode::NotFound),
+                    }
                     asked.max(tuning.refused_pause) + upto(tuning.refused_pause)
                 }
-                "revoked" | "not_found" => asked.max(tuning.refused_pause) + upto(tuning.refused_pause),
                 "shutting_down" => {
                     course.backoff.reset();
                     asked + course.backoff.next(None)

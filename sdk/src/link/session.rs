@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::api::events::Rejected;
 use crate::clock::{Clock as _, SystemClock};
 use crate::convert;
+use crate::error::ErrorCode;
 use crate::link::Transport;
 use crate::link::core::Core;
 use crate::link::heartbeat::{self, Rhythm};
@@ -42,7 +43,7 @@ pub(crate) enum End {
     /// The server sent this side away.
     Away { reason: String, detail: String, retry_after: Option<Duration> },
     /// The key is refused.
-    Refused(String),
+    Refused { code: ErrorCode, error: String },
     /// The numbers were used by another: a new epoch is needed.
     Fork(String),
     /// gRPC is to be tried again.
@@ -57,7 +58,11 @@ impl End {
     fn of(status: &Status, welcomed: bool) -> Self {
         let why = format!("{}: {}", status.code(), status.message());
         match status.code() {
-            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(why),
+            Code::Unauthenticated | Code::PermissionDenied => {
+                let code = status.metadata().get("otonix-code").and_then(|value| value.to_str().ok());
+                let code = code.and_then(ErrorCode::parse).unwrap_or(ErrorCode::Forbidden);
+                Self::Refused { code, error: status.message().to_owned() }
+            }
             _ => {
                 let secs =
                     status.metadata().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -130,8 +135,10 @@ async fn open(core: &Core, upward: Upward) -> Result<(Streaming<pb::Down>, pb::W
     let channel = connect(core).await.map_err(|error| End::lost(causes(&error), false))?;
     let mut client = AgentLinkClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let mut request = Request::new(upward);
-    let key = MetadataValue::try_from(core.config.api_key.expose())
-        .map_err(|_| End::Refused("the API key has characters that cannot be sent".to_owned()))?;
+    let key = MetadataValue::try_from(core.config.api_key.expose()).map_err(|_| End::Refused {
+        code: ErrorCode::UnknownKey,
+        error: "the API key has characters that cannot be sent".to_owned(),
+    })?;
     request.metadata_mut().insert("x-api-key", key);
     let mut down = client.session(request).await.map_err(|status| End::of(&status, false))?.into_inner();
     loop {
@@ -226,7 +233,7 @@ fn greet(core: &Arc<Core>, welcome: &pb::Welcome) {
         core.keeper.heard(standing, thresholds, SystemClock.now());
     }
     let version = &welcome.price_table_version;
-    if !version.is_empty() && *version != core.prices.version() {
+    if !version.is_empty() && !core.prices.is_current(version) {
         tokio::spawn(crate::link::rest::fetch_prices(Arc::clone(core)));
     }
 }

@@ -53,9 +53,20 @@ pub enum OpenError {
     /// Another process has it.
     #[error("the spool is in use by another process")]
     Locked,
-    /// The disk failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    /// Not what it should be, or the disk failed.
+    #[error("failed to use {}", path.display())]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the file system says.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    pub(crate) fn of(path: &Path, source: io::Error) -> Self {
+        Self::Unusable { path: path.to_owned(), source }
+    }
 }
 
 /// What may still be written near the bound.
@@ -165,9 +176,10 @@ impl Spool {
     /// # Errors
     /// [`OpenError`] when another process has it or the disk fails.
     pub fn open(dir: &Path, max_bytes: u64) -> Result<(Self, u64), OpenError> {
-        fs::create_dir_all(dir)?;
+        let unusable = |error| OpenError::of(dir, error);
+        fs::create_dir_all(dir).map_err(unusable)?;
         let lock = lock(dir)?;
-        let recovered = recovery::recover(dir)?;
+        let recovered = recovery::recover(dir).map_err(unusable)?;
         let unacked_spent = recovered.unacked_spent;
         let shared = Arc::new(Shared::new(recovered.inner));
         let (jobs, queue) = mpsc::channel(MAX_WAITING);
@@ -181,7 +193,8 @@ impl Spool {
         std::thread::Builder::new()
             .name("spool".to_owned())
             .stack_size(THREAD_STACK)
-            .spawn(move || writer.run(queue, lock))?;
+            .spawn(move || writer.run(queue, lock))
+            .map_err(unusable)?;
         Ok((Self { shared, jobs }, unacked_spent))
     }
 
@@ -286,10 +299,12 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    let path = dir.join("lock");
+    let opened = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = opened.map_err(|error| OpenError::of(&path, error))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked),
-        Err(other) => Err(OpenError::Io(other.into())),
+        Err(other) => Err(OpenError::of(&path, other.into())),
     }
 }

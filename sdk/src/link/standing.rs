@@ -15,7 +15,8 @@ use crate::link::files;
 use crate::money::MicroUsd;
 use crate::standing::{AgentStatus, SurvivalTier, Thresholds, standing};
 
-const FILE: &str = "standing.json";
+/// The file in the state directory.
+pub(crate) const FILE: &str = "standing.json";
 
 /// The last known standing less local spending since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,13 +47,29 @@ pub struct LocalStanding {
 /// What the server said, as it is kept on disk.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Heard {
+pub(crate) struct Heard {
     standing: Standing,
     thresholds: Thresholds,
     as_of: DateTime<Utc>,
     /// Spending that the server has stored, but had not yet counted when it said this.
     #[serde(default)]
     uncounted: MicroUsd,
+}
+
+impl Heard {
+    /// Of an agent of which the server says no more than that it has ended.
+    fn of_none(heartbeat_interval: u32, thresholds: Thresholds, as_of: DateTime<Utc>) -> Self {
+        let standing = Standing {
+            survival_tier: SurvivalTier::Terminated,
+            status: AgentStatus::Terminated,
+            credits: MicroUsd::ZERO,
+            funded: false,
+            grace_until: None,
+            heartbeat_interval,
+            killed: true,
+        };
+        Self { standing, thresholds, as_of, uncounted: MicroUsd::ZERO }
+    }
 }
 
 #[derive(Debug)]
@@ -227,13 +244,13 @@ impl Keeper {
         self.change(|books| books.unacked = 0);
     }
 
-    /// The agent was ended for good.
-    pub(crate) fn killed(&self) {
+    /// The agent was ended for good, as the server says.
+    pub(crate) fn killed(&self, now: DateTime<Utc>) {
         self.change(|books| {
-            if let Some(heard) = &mut books.heard {
-                heard.standing.killed = true;
-                heard.standing.status = AgentStatus::Terminated;
-            }
+            let (interval, thresholds) = (books.interval, books.thresholds);
+            let heard = books.heard.get_or_insert_with(|| Heard::of_none(interval, thresholds, now));
+            heard.standing.killed = true;
+            heard.standing.status = AgentStatus::Terminated;
         });
         self.dirty.notify_one();
     }
@@ -358,6 +375,17 @@ mod tests {
         keeper.heard(unfunded, None, NOW);
         keeper.spend(0);
         assert_eq!(keeper.current().survival_tier, SurvivalTier::Critical);
+    }
+
+    #[test]
+    fn an_end_for_good_is_remembered_and_taken_back_only_by_the_server() {
+        let (dir, keeper) = keeper();
+        keeper.killed(NOW);
+        keeper.persist();
+        let again = Keeper::open(dir.path(), 0, 30).current();
+        assert!(again.killed && again.known && again.survival_tier == SurvivalTier::Terminated);
+        keeper.heard(said(60), None, NOW);
+        assert!(!keeper.current().killed);
     }
 
     #[test]

@@ -50,6 +50,19 @@ pub struct Found {
     pub damaged: u64,
 }
 
+/// What a folder's journal holds, without changing it; nothing when there is none.
+///
+/// # Errors
+/// [`JournalError`].
+pub fn inspect(dir: &Path) -> Result<Found, JournalError> {
+    match fs::read(dir.join(NAME)) {
+        Ok(bytes) if bytes.starts_with(&FILE_MAGIC) => Ok(scan(&bytes).0),
+        Ok(_) => Err(JournalError::Foreign),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::default()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// An open journal.
 #[derive(Debug)]
 pub struct Journal {

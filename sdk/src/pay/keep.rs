@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::topup::{self, TopupRules};
 use super::{Client, PayError};
 use crate::api::events::EventBody;
+use crate::link::RecordError;
 use crate::link::core::{Core, tidy};
 use crate::money::MicroUsd;
 use crate::standing::SurvivalTier;
@@ -56,6 +57,8 @@ pub(crate) async fn report(core: Arc<Core>, client: Client) {
                         break;
                     }
                 }
+                // Nobody is left to be told.
+                Err(RecordError::Killed) => break,
                 Err(error) => {
                     tracing::warn!(payment.id = %id, %error, "failed to record a payment's event");
                     break;

@@ -7,6 +7,7 @@
 
 mod address;
 mod answers;
+mod begin;
 pub mod book;
 mod budget;
 mod check;
@@ -20,6 +21,7 @@ pub mod policy;
 pub mod record;
 mod sign;
 pub mod topup;
+mod view;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -165,9 +167,17 @@ impl Records {
         book::Book::open(dir).map(Self)
     }
 
+    /// Bytes of a folder's journal that cannot be read any more. Nothing is changed by looking.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn damage(dir: &std::path::Path) -> Result<u64, JournalError> {
+        journal::inspect(dir).map(|found| found.damaged)
+    }
+
     /// Every payment that the journal still has, newest first.
     pub fn payments(&self) -> Vec<Payment> {
-        client::listed(self.0.content())
+        view::listed(self.0.content())
     }
 
     /// Payees by origin.
@@ -193,13 +203,13 @@ impl Records {
 #[derive(Debug, thiserror::Error)]
 pub enum PayError {
     /// A rule refuses.
-    #[error("{0}")]
+    #[error(transparent)]
     Denied(#[from] Denied),
     /// Payments are paused.
     #[error("payments are paused: {0}")]
     Paused(String),
     /// The request is none, or had no answer.
-    #[error("{0}")]
+    #[error(transparent)]
     Http(#[from] HttpError),
     /// The chain cannot be asked what the wallet holds.
     #[error("the chain cannot be asked: {0}")]
@@ -208,7 +218,7 @@ pub enum PayError {
     #[error("{0}")]
     WrongChain(String),
     /// The journal cannot be written.
-    #[error("{0}")]
+    #[error(transparent)]
     Journal(#[from] JournalError),
     /// The key came with another request.
     #[error("the idempotency key was used with another request")]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use otonix_sdk::pay::{PayError, State};
+use otonix_sdk::pay::{Client, Fetched, PayError, State};
 
 use crate::seller::{Manner, Seller, offer};
 use crate::world::{World, over, post, state};
@@ -84,14 +84,20 @@ async fn money_that_left_by_other_software_is_seen() {
     assert_eq!(seller.settled(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_payment_that_is_overdue_at_a_restart_is_tried_once_more() {
+/// A payment that was settled and not answered, and the client that goes on asking for its answer.
+async fn unanswered() -> (World, Seller, Client, Fetched) {
     let mut world = World::with(1_000_000).await;
     let offers = vec![offer(&world.chain, world.payee(), "10000")];
     let seller = Seller::start(&world.chain, 2, offers, Manner::SettlesThen(500)).await;
     world.tuning.undelivered = Duration::from_secs(600);
     let client = world.client().await;
     let fetched = client.fetch(post(&seller.url(), "{}")).await.expect("signed");
+    (world, seller, client, fetched)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_that_is_overdue_at_a_restart_is_tried_once_more() {
+    let (world, seller, client, fetched) = unanswered().await;
     let copy = world.dir.path().join("copy");
     copy_folder(&world.folder(), &copy);
     drop(client);
@@ -107,12 +113,7 @@ async fn a_payment_that_is_overdue_at_a_restart_is_tried_once_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_wallet_ends_the_payments_of_the_one_before() {
-    let mut world = World::with(1_000_000).await;
-    let offers = vec![offer(&world.chain, world.payee(), "10000")];
-    let seller = Seller::start(&world.chain, 2, offers, Manner::SettlesThen(500)).await;
-    world.tuning.undelivered = Duration::from_secs(600);
-    let client = world.client().await;
-    let fetched = client.fetch(post(&seller.url(), "{}")).await.expect("signed");
+    let (world, seller, client, fetched) = unanswered().await;
     assert_eq!(world.moved().len(), 1);
     client.set_paused(Some("this life is over".to_owned()));
     let copy = world.dir.path().join("copy");

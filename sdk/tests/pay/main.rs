@@ -2,6 +2,7 @@
 
 #[path = "../../../tests/interop/chain.rs"]
 mod chain;
+mod example;
 mod hostile;
 mod journal;
 mod orders;

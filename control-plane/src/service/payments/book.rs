@@ -305,7 +305,7 @@ pub async fn record(
         from_address: Some(receipt.payer.clone()),
         to_address: Some(receipt.pay_to.clone()),
         tx_hash: Some(receipt.tx_hash.clone()),
-        metadata: Some(metadata),
+        metadata: Some(metadata.into()),
         agent_id: Some(agent).filter(|id| !id.is_nil()).map(AgentId::from),
         created_at: tx.at,
     };

@@ -3,6 +3,8 @@
 //! A claim is a row that is unique by payer and nonce. It is written after the signature is verified and before
 //! anything is done; whoever presents the same payment again waits for the same claim.
 
+use std::sync::Arc;
+
 use otonix_sdk::chain::EvmAddress;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::x402::eip3009::{self, BadSignature, SIGNATURE_BYTES, Transfer};
@@ -14,12 +16,14 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::error::Error;
 use crate::service::payments::book::signed;
+use crate::service::payments::desk::Pen;
 use crate::service::payments::order_id::{self, Order};
 use crate::service::payments::{
     Asked, MAX_TIMEOUT_SECS, Paid, Payments, Refused, Sale, Stop, outcome, paid, parts, sold, used_elsewhere,
 };
 use crate::store::payments::{self, Payment};
 use crate::store::purchases;
+use crate::store::settlements::Settlement;
 use crate::store::writer::{Target, Tx};
 use crate::treasury::Settler;
 use crate::upstream::chain::Ready;
@@ -150,7 +154,7 @@ struct Checked {
 /// [`Stop`].
 pub async fn take(
     app: &App,
-    parts: &Payments,
+    parts: &Arc<Payments>,
     asked: &Asked,
     sale: &Sale,
     presented: &Presented,
@@ -215,18 +219,47 @@ pub async fn take(
     }
     let claim = new_claim(app, parts, asked, sale, &checked, by_contract, ready)?;
     ask_chain(app, parts, asked, &checked, by_contract, ready).await?;
-    let taken = claim.clone();
-    let taken =
-        app.writer.apply(Target::Shared, move |tx| Box::pin(async move { claim_in(tx, &taken).await }));
-    if !taken.await? {
-        return match claim_of(app, parts, transfer).await? {
+    match claim_and_sign(app, parts, &claim).await? {
+        Some(signed) => {
+            parts.hand_over(claim.clone(), signed);
+            outcome(app, parts, claim).await
+        }
+        None => match claim_of(app, parts, transfer).await? {
             Some(other) => join(app, parts, asked, other).await,
             None if sale.goods.exclusive().is_some() => Err(under_way()),
             None => Err(order_or_key_taken(asked)),
-        };
+        },
     }
-    parts.hand_over(claim.clone());
-    outcome(app, parts, claim).await
+}
+
+/// Commits a claim; with it what settles it, where this replica gives the account's numbers out and need ask nobody
+/// anything. `None` when its nonce, its order or its idempotency key was taken before.
+async fn claim_and_sign(
+    app: &App,
+    parts: &Arc<Payments>,
+    claim: &Payment,
+) -> Result<Option<Option<Settlement>>, Error> {
+    let (mut claim, pen) = (claim.clone(), Pen::at_hand(app, parts));
+    app.writer
+        .apply(Target::Shared, move |tx| {
+            Box::pin(async move {
+                let pen = match pen {
+                    Some(pen) if pen.is_held(tx).await? => Some(pen),
+                    Some(_) | None => None,
+                };
+                if pen.is_some() {
+                    "sent".clone_into(&mut claim.status);
+                }
+                if !claim_in(tx, &claim).await? {
+                    return Ok(None);
+                }
+                match pen {
+                    Some(pen) => Ok(Some(pen.sign(tx, &[claim]).await?.pop())),
+                    None => Ok(Some(None)),
+                }
+            })
+        })
+        .await
 }
 
 /// Takes a payment, unless what it is for is being bought already: nobody is charged for what only one can have.

@@ -27,6 +27,7 @@ use crate::service::payments::goods::{Answer, Goods};
 use crate::service::payments::order_id::Order;
 use crate::store::idempotency::{self, Idem, StoredAnswer};
 use crate::store::orders::Sold;
+use crate::store::settlements::Settlement;
 use crate::store::{orders, payments, purchases};
 use crate::treasury::{PaymentSettings, Settler};
 use crate::upstream::chain::{Chain, Ready, Trouble};
@@ -34,6 +35,7 @@ use crate::upstream::facilitator::Facilitator;
 
 pub mod book;
 pub mod budget;
+pub mod desk;
 pub mod exact;
 pub mod goods;
 pub mod lists;
@@ -63,8 +65,11 @@ pub struct Payments {
     order_key: [u8; 32],
     /// There is a new claim.
     pub claimed: Notify,
-    /// Claims made here that the settler has not seen; a shortcut, the database has them all.
-    fresh: Mutex<Vec<payments::Payment>>,
+    /// What settling with the server's own key knows in memory.
+    pub desk: desk::Desk,
+    /// Claims made here that the settler has not seen, with what was signed for them; a shortcut, the database has them
+    /// all.
+    fresh: Mutex<Vec<(payments::Payment, Option<Settlement>)>>,
     /// Requests that wait for the end of a claim.
     waiting: DashMap<Uuid, Arc<Waiting>>,
     seats: Semaphore,
@@ -153,6 +158,7 @@ impl Payments {
             budgets: budget::Budgets::default(),
             order_key,
             claimed: Notify::new(),
+            desk: desk::Desk::default(),
             fresh: Mutex::default(),
             waiting: DashMap::new(),
             seats: Semaphore::new(SEATS),
@@ -228,17 +234,17 @@ impl Payments {
     }
 
     /// A claim was committed: the settler need not look for it.
-    pub fn hand_over(&self, claim: payments::Payment) {
+    pub fn hand_over(&self, claim: payments::Payment, signed: Option<Settlement>) {
         let mut fresh = self.fresh.lock();
         if fresh.len() < SEATS {
-            fresh.push(claim);
+            fresh.push((claim, signed));
         }
         drop(fresh);
         self.claimed.notify_one();
     }
 
     /// Claims made here since the last time.
-    pub fn fresh(&self) -> Vec<payments::Payment> {
+    pub fn fresh(&self) -> Vec<(payments::Payment, Option<Settlement>)> {
         std::mem::take(&mut *self.fresh.lock())
     }
 

@@ -83,7 +83,7 @@ impl Report {
 /// An attempt that may be sent, with everything that was to be known before.
 pub enum Ready {
     /// Buys a domain.
-    Domain(BuyDomain),
+    Domain(Box<BuyDomain>),
     /// Renews a domain.
     Renewal(RenewDomain),
     /// Buys a server.
@@ -125,7 +125,9 @@ pub(super) fn name_of(domain: &str) -> Result<DomainName, Report> {
 pub async fn prepare(app: &App, purchase: &Purchase, item: &Item) -> Result<Ready, Report> {
     let price = MicroUsd::from_micros(purchase.price);
     match item {
-        Item::Domain(item) => domain(app, purchase, item, price).await.map(Ready::Domain),
+        Item::Domain(item) => {
+            domain(app, purchase, item, price).await.map(|order| Ready::Domain(Box::new(order)))
+        }
         Item::Renewal(item) => renewal(app, item, price).await.map(Ready::Renewal),
         Item::Server(item) => {
             server(app, purchase, item, price).await.map(|order| Ready::Server(Box::new(order)))

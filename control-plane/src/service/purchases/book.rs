@@ -72,6 +72,7 @@ pub fn row(tx: &Tx, wanted: &Wanted, held_in: &'static str, held: i64) -> Result
         result: None,
         secret_shown: !matches!(wanted.item, Item::Server(_)),
         note: None,
+        since: tx.at,
         created_at: tx.at,
         ended_at: None,
     })
@@ -245,7 +246,7 @@ async fn record(tx: &mut Tx, purchase: &Purchase, item: &Item) -> Result<(), Err
         from_address: None,
         to_address: None,
         tx_hash: None,
-        metadata: Some(metadata),
+        metadata: Some(metadata.into()),
         agent_id: Some(agent).filter(|id| !id.is_nil()).map(AgentId::from),
         created_at: tx.at,
     };

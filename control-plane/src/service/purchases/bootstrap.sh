@@ -47,7 +47,7 @@ install_daemon() {
     mkdir -p "$root/usr/bin"
     install -m 0755 "$found" "$program"
     mkdir -p -m 0711 "$state"
-    again "$program" --state-dir "$state" init --server "$server" --enrol "$token"
+    OTONIX_ENROL=$token again "$program" --state-dir "$state" init --server "$server"
 }
 
 start_daemon() {

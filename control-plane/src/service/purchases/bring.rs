@@ -5,7 +5,6 @@ use otonix_sdk::api::payments::PaymentReceipt;
 use otonix_sdk::api::purchases::{DomainBought, ServerBought, ServerExtended, ServerProvisioned};
 use otonix_sdk::api::records::{Domain, Sandbox};
 use otonix_sdk::ids::{AgentId, DomainId, SandboxId};
-use otonix_sdk::money::MicroUsd;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -141,8 +140,8 @@ async fn domain(
         auto_renew: item.auto_renew,
         managed: true,
     };
-    let renewal_price = item.renewal_price.map(MicroUsd::micros);
-    domains::take_over(tx, &domain, some(purchase.owner), purchase.id, renewal_price).await?;
+    let owner = some(purchase.owner);
+    domains::take_over(tx, &domain, owner, purchase.id, item.renewal_price_micro).await?;
     Ok(Rows::Domain(Box::new(domain)))
 }
 

@@ -11,7 +11,7 @@ use crate::upstream::providers::{Contact, DomainName};
 
 /// The contact of a purchase; `None` when there is none.
 pub fn of(app: &App, given: Option<purchases::Contact>) -> Option<Contact> {
-    given.map(convert).or_else(|| app.settings.registrant.clone().map(convert))
+    given.map(convert).or_else(|| app.registrant.clone().map(convert))
 }
 
 fn convert(given: purchases::Contact) -> Contact {

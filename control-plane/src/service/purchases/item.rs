@@ -3,7 +3,6 @@
 use chrono::{DateTime, Utc};
 use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::ids::SandboxId;
-use otonix_sdk::money::MicroUsd;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,8 +35,8 @@ pub struct DomainItem {
     pub auto_renew: bool,
     /// The server it points at.
     pub sandbox: Option<SandboxId>,
-    /// What a year's renewal cost when it was quoted.
-    pub renewal_price: Option<MicroUsd>,
+    /// What a year's renewal cost when it was quoted, micro-USDC.
+    pub renewal_price_micro: Option<i64>,
     /// The language of its name.
     pub language_code: Option<String>,
 }

@@ -83,8 +83,8 @@ pub struct Progress {
     pub has_order: bool,
     /// Since when looks show that nothing was done.
     pub absent_since: Option<DateTime<Utc>>,
-    /// When it was paid.
-    pub created_at: DateTime<Utc>,
+    /// From when on it is tried: since it was paid, or was sent on its way again by the operator.
+    pub since: DateTime<Utc>,
     /// Whether another attempt may follow one that was not carried out.
     pub may_repeat: bool,
 }
@@ -155,7 +155,7 @@ impl Progress {
             Status::Paid => Todo::Attempt,
             Status::Executing | Status::Unknown if self.has_order => Todo::Follow,
             Status::Executing | Status::Unknown => {
-                let from = self.deadline.map_or(self.created_at, |deadline| deadline + SETTLING);
+                let from = self.deadline.map_or(self.since, |deadline| deadline + SETTLING);
                 if now < from { Todo::Wait(from) } else { Todo::Look }
             }
         }
@@ -166,7 +166,7 @@ impl Progress {
         let attempts = self.attempts;
         let stay =
             |status, absent_since, wait| Next::Stay { status, attempts, absent_since, next_at: now + wait };
-        let age = now - self.created_at;
+        let age = now - self.since;
         let too_long = age >= DECIDE_WITHIN;
         match news {
             News::Present => Next::Deliver,
@@ -206,7 +206,7 @@ impl Progress {
 
     /// An order that takes long is asked after less often.
     fn follow_wait(&self, now: DateTime<Utc>) -> TimeDelta {
-        let age = now - self.created_at;
+        let age = now - self.since;
         (age / 10).clamp(FOLLOW_EVERY, LOOK_EVERY)
     }
 }
@@ -228,7 +228,7 @@ mod tests {
             deadline: Some(at(60)),
             has_order: false,
             absent_since: None,
-            created_at: at(0),
+            since: at(0),
             may_repeat: true,
         }
     }
@@ -323,7 +323,7 @@ mod tests {
             let mut now = 0;
             let mut one = Progress {
                 status: Status::Paid, attempts: 0, deadline: None, has_order: false, absent_since: None,
-                created_at: at(0), may_repeat,
+                since: at(0), may_repeat,
             };
             let mut maybe_done_since: Option<i64> = None;
             for (news, wait) in steps {

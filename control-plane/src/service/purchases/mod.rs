@@ -40,7 +40,7 @@ pub fn progress(purchase: &Purchase) -> Result<Progress, Error> {
         deadline: purchase.deadline,
         has_order,
         absent_since: purchase.absent_since,
-        created_at: purchase.created_at,
+        since: purchase.since,
         // A second renewal would buy another year.
         may_repeat: matches!(purchase.kind.as_str(), "domain" | "server"),
     })

@@ -5,6 +5,7 @@ use otonix_sdk::api::keys::KeyKind;
 use otonix_sdk::api::purchases::{ExtendServer, ProvisionServer, RegisterDomain};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::AgentId;
+use otonix_sdk::money::MicroUsd;
 use otonix_sdk::standing::SurvivalTier;
 use uuid::Uuid;
 
@@ -54,7 +55,7 @@ async fn beneficiary(
 fn sale(
     item: Item,
     private: &Private,
-    price: otonix_sdk::money::MicroUsd,
+    price: MicroUsd,
     agent: Option<&AgentState>,
     owner: Option<Uuid>,
 ) -> Sale {
@@ -105,7 +106,7 @@ pub async fn domain(app: &App, caller: &Caller, body: RegisterDomain) -> Result<
         years,
         auto_renew: body.auto_renew.unwrap_or(agent.is_some()),
         sandbox,
-        renewal_price: quote.renewal,
+        renewal_price_micro: quote.renewal.map(MicroUsd::micros),
         language_code: body.language_code,
     });
     let private = Private { contact: body.contact, user_data: None };
@@ -184,11 +185,7 @@ pub fn read_server(body: ProvisionServer) -> Result<Asked, Error> {
 ///
 /// # Errors
 /// 400, 404 for another project, 409 `out_of_stock`, 503.
-pub async fn quote_server(
-    app: &App,
-    project: u64,
-    asked: Asked,
-) -> Result<(Item, Private, otonix_sdk::money::MicroUsd), Error> {
+pub async fn quote_server(app: &App, project: u64, asked: Asked) -> Result<(Item, Private, MicroUsd), Error> {
     if app.vendors.project.is_some_and(|ours| ours != project) {
         return Err(Error::not_found("project", project));
     }
@@ -247,7 +244,7 @@ pub async fn quote_period(
     sandbox: &otonix_sdk::api::records::Sandbox,
     at: &sandboxes::AtVendor,
     periods: Option<u32>,
-) -> Result<(Item, otonix_sdk::money::MicroUsd), Error> {
+) -> Result<(Item, MicroUsd), Error> {
     let cycle = cycle_of(&at.cycle)?;
     let periods = periods_of(cycle, periods)?;
     let plan = Slug::of_field("plan", &at.plan)?;

@@ -130,11 +130,16 @@ pub async fn period(app: &App, plan: &Slug, cycle: Cycle, periods: u32) -> Resul
     Ok(ServerQuote { price, plan })
 }
 
-fn in_usdc(_app: &App, amount: Decimal, currency: &Currency) -> Result<MicroUsd, Error> {
-    let price = match currency {
-        Currency::Usd => amount.to_micro_usd(),
-        Currency::Eur | Currency::Other(_) => None,
+fn in_usdc(app: &App, amount: Decimal, currency: &Currency) -> Result<MicroUsd, Error> {
+    let dollars = match currency {
+        Currency::Usd => Some(amount),
+        Currency::Eur => {
+            let rate = app.settings.vendors.eur.and_then(|rate| rate.at(app.clock.now()));
+            rate.and_then(|rate| amount.times(rate))
+        }
+        Currency::Other(_) => None,
     };
+    let price = dollars.and_then(Decimal::to_micro_usd);
     price.filter(|price| *price > MicroUsd::ZERO).ok_or(Error::NotConfigured {
         code: ErrorCode::PriceUnavailable,
         detail: "the vendor bills in a currency that this server has no rate for",

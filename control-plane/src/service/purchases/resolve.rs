@@ -108,6 +108,7 @@ async fn resolve_in(
             after.vendor_ref = None;
             after.absent_since = None;
             after.next_at = tx.at;
+            after.since = tx.at;
             purchases::change(tx, &before, &after).await?
         }
     };

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::store::StoreError;
 use crate::store::agents::AgentState;
 use crate::store::idempotency::{Idem, StoredAnswer};
+use crate::store::streams::Position;
 
 /// What an event leaves behind.
 #[derive(Debug, Clone)]
@@ -65,6 +66,9 @@ pub struct StreamRef {
     pub session: Option<Uuid>,
     /// The sender's next number, where it tells (REST).
     pub next_seq: Option<u64>,
+    /// Where its session last saw it stored. It is believed at the first attempt: the stream is written on condition
+    /// that it is there.
+    pub seen: Option<Position>,
 }
 
 /// Events of one agent.
@@ -143,9 +147,16 @@ impl EventsItem {
         let (reply, answer) = oneshot::channel();
         (Self { agent, owner: owner.uuid(), stream, events, idem, reply, outcome: None }, answer)
     }
+
+    /// Whether its agent is read from the database. A single record's agent and a session's were checked in memory a
+    /// moment ago, and what they bring is found again by its id and number; that is enough at the first attempt.
+    pub(super) fn reads_agent(&self, repeats: bool) -> bool {
+        repeats || self.stream.as_ref().is_some_and(|stream| stream.seen.is_none())
+    }
 }
 
 /// What the hot path takes.
+#[expect(clippy::large_enum_variant, reason = "nearly all are events, and each waits in a box of its own")]
 pub enum BatchItem {
     Events(EventsItem),
     Hello(HelloItem),

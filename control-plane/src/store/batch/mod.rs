@@ -67,7 +67,7 @@ pub async fn store(tx: &mut Tx, items: &mut [BatchItem]) -> Result<(), StoreErro
                 }
                 item.outcome = Some(match repeat {
                     Some(stored) => Ok(replayed(stored)),
-                    None => accept(&mut work, item, tx.at),
+                    None => accept(&mut work, item, tx),
                 });
             }
             BatchItem::Hello(item) => open(tx, &mut work, item).await?,
@@ -103,12 +103,14 @@ fn replayed(stored: StoredAnswer) -> EventsDone {
 }
 
 async fn load(tx: &mut Tx, items: &[BatchItem]) -> Result<Work, StoreError> {
-    let agents_of = |changing: bool| -> BTreeSet<Uuid> {
-        let items = items.iter().filter(|item| item.changes_agent() == changing);
+    let agents_of = |wanted: &dyn Fn(&BatchItem) -> bool| -> BTreeSet<Uuid> {
+        let items = items.iter().filter(|item| wanted(item));
         items.map(BatchItem::agent).filter(|id| !id.is_nil()).collect()
     };
-    let changing = agents_of(true);
-    let reading: Vec<Uuid> = agents_of(false).difference(&changing).copied().collect();
+    let changing = agents_of(&BatchItem::changes_agent);
+    let repeats = tx.repeats;
+    let reading = agents_of(&|item| matches!(item, BatchItem::Events(item) if item.reads_agent(repeats)));
+    let reading: Vec<Uuid> = reading.difference(&changing).copied().collect();
     let changing: Vec<Uuid> = changing.into_iter().collect();
     let mut states = Vec::new();
     if !changing.is_empty() {
@@ -118,19 +120,27 @@ async fn load(tx: &mut Tx, items: &[BatchItem]) -> Result<Work, StoreError> {
         states.extend(agents::states_of(&mut tx.conn, &reading).await?);
     }
     let mut wanted: BTreeSet<StreamKey> = BTreeSet::new();
+    let mut seen = Vec::new();
     for item in items {
         match item {
-            BatchItem::Events(item) => {
-                if let Some(stream) = &item.stream {
-                    wanted.insert((item.agent, stream.epoch.clone()));
+            BatchItem::Events(EventsItem { agent, stream: Some(stream), .. }) => {
+                let key = (*agent, stream.epoch.clone());
+                match &stream.seen {
+                    Some(position) if !repeats => seen.push((key, position.clone())),
+                    Some(_) | None => _ = wanted.insert(key),
                 }
             }
-            BatchItem::Hello(item) => {
-                wanted.insert((item.agent, item.epoch.clone()));
-            }
+            BatchItem::Events(EventsItem { stream: None, .. }) => {}
+            BatchItem::Hello(item) => _ = wanted.insert((item.agent, item.epoch.clone())),
         }
     }
-    let streams = if wanted.is_empty() { HashMap::new() } else { streams::positions(tx, &wanted).await? };
+    let mut streams =
+        if wanted.is_empty() { HashMap::new() } else { streams::positions(tx, &wanted).await? };
+    for (key, position) in seen {
+        if !wanted.contains(&key) {
+            streams.insert(key, position);
+        }
+    }
     let mut work = Work {
         states: states.into_iter().map(|state| (state.id.uuid(), state)).collect(),
         touched: BTreeSet::new(),
@@ -173,8 +183,12 @@ async fn claim_keys(
     let mut claims = Vec::new();
     let mut seen = HashSet::new();
     for item in items {
-        let BatchItem::Events(EventsItem { agent, idem: Some((idem, answer)), .. }) = item else { continue };
-        let refused = !agent.is_nil() && work.states.get(agent).is_none_or(|state| state.killed);
+        let BatchItem::Events(item) = item else { continue };
+        let Some((idem, answer)) = &item.idem else { continue };
+        let refused = match work.states.get(&item.agent) {
+            Some(state) => state.killed,
+            None => !item.agent.is_nil() && item.reads_agent(tx.repeats),
+        };
         if !refused && seen.insert(idem.scope) {
             claims.push((*idem, answer.clone()));
         }
@@ -182,9 +196,13 @@ async fn claim_keys(
     if claims.is_empty() { Ok(HashMap::new()) } else { streams::claim_keys(tx, &claims).await }
 }
 
-fn accept(work: &mut Work, item: &mut EventsItem, at: DateTime<Utc>) -> Result<EventsDone, Error> {
-    if !item.agent.is_nil() {
-        let state = work.states.get(&item.agent).ok_or_else(|| Error::not_found("agent", item.agent))?;
+fn accept(work: &mut Work, item: &EventsItem, tx: &Tx) -> Result<EventsDone, Error> {
+    let at = tx.at;
+    let state = work.states.get(&item.agent);
+    if state.is_none() && item.reads_agent(tx.repeats) && !item.agent.is_nil() {
+        return Err(Error::not_found("agent", item.agent));
+    }
+    if let Some(state) = state {
         if state.killed {
             return Err(Error::agent_killed(item.agent));
         }
@@ -212,7 +230,7 @@ fn accept(work: &mut Work, item: &mut EventsItem, at: DateTime<Utc>) -> Result<E
 
 fn accept_stream(
     work: &mut Work,
-    item: &mut EventsItem,
+    item: &EventsItem,
     stream: &StreamRef,
     at: DateTime<Utc>,
 ) -> Result<EventsDone, Error> {

@@ -1,0 +1,284 @@
+//! Cherry Servers: sells servers. What it says is read in `cherry_words.rs`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use otonix_sdk::secret::Secret;
+use reqwest::{Method, Url};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use tokio::sync::OnceCell;
+
+use crate::upstream::cherry_words::{
+    self as words, CycleSaid, ImageSaid, PlanSaid, ProjectSaid, RegionSaid, ServerSaid, TeamSaid,
+};
+use crate::upstream::compute::{
+    CreateServer, Created, Cycle, Image, Plan, Project, Region, Server, ServerAction, Team,
+};
+use crate::upstream::deadline::Deadline;
+use crate::upstream::http::{Answer, Ask, BadVendorUrl, Counts, Endpoint};
+use crate::upstream::names::Slug;
+use crate::upstream::providers::{ComputeProvider, Refusal, VendorError};
+
+/// The vendor's own address.
+pub const DEFAULT_URL: &str = "https://api.cherryservers.com";
+/// Requests a second: the vendor refuses about the fifth from one address.
+const PER_SECOND: u32 = 4;
+/// Rows of a page.
+const PAGE: usize = 100;
+/// Pages read of one list.
+const MAX_PAGES: usize = 100;
+
+/// The account at Cherry Servers.
+pub struct Cherry {
+    http: Endpoint,
+    /// As configured.
+    team: Option<u64>,
+    project: Option<u64>,
+    found_team: OnceCell<u64>,
+    /// The vendor's slugs of billing cycles.
+    cycles: OnceCell<Vec<(Cycle, Slug)>>,
+}
+
+impl Cherry {
+    /// The account of a token, at an address, billed to a team; without one, to that of the project.
+    ///
+    /// # Errors
+    /// [`BadVendorUrl`] when the address is none.
+    pub fn new(
+        base: Url,
+        token: Secret,
+        team: Option<u64>,
+        project: Option<u64>,
+    ) -> Result<Self, BadVendorUrl> {
+        Ok(Self {
+            http: Endpoint::new("cherry", base, token, PER_SECOND, words::Words)?,
+            team,
+            project,
+            found_team: OnceCell::new(),
+            cycles: OnceCell::new(),
+        })
+    }
+
+    /// What was asked of it.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.http.counts)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, VendorError> {
+        let answer = self.http.read(&Ask::get(path)).await?;
+        serde_json::from_slice(&answer.body).map_err(|_| unreadable("not what is documented"))
+    }
+
+    /// All rows of a list; of two rows with one id the first. A row that cannot be read is passed over.
+    async fn list<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Vec<T>, VendorError> {
+        let mut all: Vec<(Option<u64>, T)> = Vec::new();
+        let mut seen = 0;
+        for _ in 0..MAX_PAGES {
+            let query = [("limit", PAGE.to_string()), ("offset", seen.to_string())];
+            let answer = self.http.read(&Ask { query: &query, ..Ask::get(path) }).await?;
+            // Rows stay texts until their type reads them: money must not pass through a float.
+            let rows: Vec<Box<RawValue>> =
+                serde_json::from_slice(&answer.body).map_err(|_| unreadable("not a list"))?;
+            let count = rows.len();
+            seen += count;
+            for row in rows {
+                let id = serde_json::from_str::<IdOnly>(row.get()).ok().map(|row| row.id);
+                let is_new = id.is_none() || !all.iter().any(|(known, _)| *known == id);
+                if let Ok(row) = serde_json::from_str(row.get())
+                    && is_new
+                {
+                    all.push((id, row));
+                }
+            }
+            let is_end = answer.total.map_or(count < PAGE, |total| seen >= total);
+            if count == 0 || is_end {
+                return Ok(all.into_iter().map(|(_, row)| row).collect());
+            }
+        }
+        Err(unreadable("a list without end"))
+    }
+
+    /// Who is billed: as configured, else the team that has the project, else the only one.
+    async fn team(&self) -> Result<u64, VendorError> {
+        if let Some(team) = self.team {
+            return Ok(team);
+        }
+        let find = || async {
+            let teams: Vec<TeamSaid> = self.list(&["v1", "teams"]).await?;
+            let Some(wanted) = self.project else {
+                let [only] = teams.as_slice() else {
+                    let what = "the token has several teams; configure cherry-team or cherry-project";
+                    return Err(VendorError::not_done(Refusal::Unauthorised, what));
+                };
+                return Ok(only.id);
+            };
+            for team in &teams {
+                let projects = self.projects(team.id).await?;
+                if projects.iter().any(|project| project.id == wanted) {
+                    return Ok(team.id);
+                }
+            }
+            let what = format!("no team of the token has the project {wanted}");
+            Err(VendorError::not_done(Refusal::Unauthorised, what))
+        };
+        self.found_team.get_or_try_init(find).await.copied()
+    }
+
+    /// The vendor's own slug of a cycle: only `hourly` is certain.
+    async fn cycle_slug(&self, cycle: Cycle) -> Result<Slug, VendorError> {
+        let find = || async {
+            let said: Vec<CycleSaid> = self.list(&["v1", "cycles"]).await?;
+            Ok(said.iter().filter_map(CycleSaid::known).collect::<Vec<_>>())
+        };
+        let cycles = self.cycles.get_or_try_init(find).await?;
+        let known = cycles.iter().find(|(known, _)| *known == cycle);
+        known.map(|(_, slug)| slug.clone()).ok_or_else(|| {
+            VendorError::not_done(Refusal::Invalid, format!("cherry does not bill {}", cycle.as_str()))
+        })
+    }
+
+    async fn send(
+        &self,
+        path: &[&str],
+        body: &Value,
+        secrets: &[&Secret],
+        until: Deadline,
+    ) -> Result<Answer, VendorError> {
+        let body = Some(body.to_string().into_bytes());
+        self.http.write(&Ask { method: Method::POST, path, query: &[], body, secrets }, until).await
+    }
+
+    async fn find_server(&self, id: u64) -> Result<Option<ServerSaid>, VendorError> {
+        match self.get(&["v1", "servers", &id.to_string()]).await {
+            Ok(server) => Ok(Some(server)),
+            Err(error) if error.refusal() == Some(Refusal::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct IdOnly {
+    id: u64,
+}
+
+fn unreadable(why: &str) -> VendorError {
+    VendorError::not_done(Refusal::Unavailable, format!("cherry's answer cannot be read: {why}"))
+}
+
+fn encoded(script: &Secret) -> String {
+    STANDARD.encode(script.expose())
+}
+
+#[async_trait]
+impl ComputeProvider for Cherry {
+    async fn plans(&self) -> Result<Vec<Plan>, VendorError> {
+        let team = self.team().await?.to_string();
+        let billed: TeamSaid = self.get(&["v1", "teams", &team]).await?;
+        let plans: Vec<PlanSaid> = self.list(&["v1", "teams", &team, "plans"]).await?;
+        Ok(plans.into_iter().filter_map(|plan| plan.known(billed.vat())).collect())
+    }
+
+    async fn regions(&self) -> Result<Vec<Region>, VendorError> {
+        let regions: Vec<RegionSaid> = self.list(&["v1", "regions"]).await?;
+        Ok(regions.into_iter().filter_map(RegionSaid::known).collect())
+    }
+
+    async fn images(&self, plan: &Slug) -> Result<Vec<Image>, VendorError> {
+        let images: Vec<ImageSaid> = self.list(&["v1", "plans", plan.as_str(), "images"]).await?;
+        Ok(images.into_iter().filter_map(ImageSaid::known).collect())
+    }
+
+    async fn teams(&self) -> Result<Vec<Team>, VendorError> {
+        let teams: Vec<TeamSaid> = self.list(&["v1", "teams"]).await?;
+        Ok(teams.into_iter().map(Team::from).collect())
+    }
+
+    async fn projects(&self, team: u64) -> Result<Vec<Project>, VendorError> {
+        let projects: Vec<ProjectSaid> = self.list(&["v1", "teams", &team.to_string(), "projects"]).await?;
+        Ok(projects.into_iter().map(|said| Project { id: said.id, name: said.name }).collect())
+    }
+
+    async fn servers(&self, project: u64) -> Result<Vec<Server>, VendorError> {
+        let servers: Vec<ServerSaid> =
+            self.list(&["v1", "projects", &project.to_string(), "servers"]).await?;
+        Ok(servers.into_iter().map(Server::from).collect())
+    }
+
+    async fn server(&self, id: u64) -> Result<Option<Server>, VendorError> {
+        Ok(self.find_server(id).await?.map(Server::from))
+    }
+
+    async fn credentials(&self, id: u64) -> Result<Option<Created>, VendorError> {
+        Ok(self.find_server(id).await?.map(Created::from))
+    }
+
+    async fn create(&self, order: &CreateServer, until: Deadline) -> Result<Created, VendorError> {
+        let cycle = self.cycle_slug(order.cycle).await?;
+        let mut body = Map::from_iter([
+            ("plan".to_owned(), json!(order.plan.as_str())),
+            ("region".to_owned(), json!(order.region.as_str())),
+            ("image".to_owned(), json!(order.image.as_str())),
+            ("hostname".to_owned(), json!(order.hostname)),
+            ("cycle".to_owned(), json!(cycle.as_str())),
+            ("tags".to_owned(), json!(order.tags)),
+        ]);
+        if !order.ssh_keys.is_empty() {
+            body.insert("ssh_keys".to_owned(), json!(order.ssh_keys));
+        }
+        if let Some(script) = &order.user_data {
+            body.insert("user_data".to_owned(), json!(encoded(script)));
+        }
+        let secrets: Vec<&Secret> = order.user_data.iter().collect();
+        let path = ["v1", "projects", &order.project.to_string(), "servers"];
+        let answer = self.send(&path, &Value::Object(body), &secrets, until).await?;
+        let said: Option<ServerSaid> = serde_json::from_slice(&answer.body).ok();
+        said.map(Created::from)
+            .ok_or_else(|| VendorError::unknown("cherry accepted it with an answer that cannot be read"))
+    }
+
+    async fn act(&self, id: u64, action: &ServerAction, until: Deadline) -> Result<(), VendorError> {
+        let (body, secrets) = match action {
+            ServerAction::Reboot => (json!({ "type": "reboot" }), vec![]),
+            ServerAction::PowerOn => (json!({ "type": "power-on" }), vec![]),
+            ServerAction::PowerOff => (json!({ "type": "power-off" }), vec![]),
+            ServerAction::Rebuild { image, hostname, password, ssh_keys, user_data } => {
+                let mut body = json!({
+                    "type": "rebuild",
+                    "image": image.as_str(),
+                    "hostname": hostname,
+                    "password": password.expose(),
+                });
+                if let Some(body) = body.as_object_mut() {
+                    if !ssh_keys.is_empty() {
+                        body.insert("ssh_keys".to_owned(), json!(ssh_keys));
+                    }
+                    if let Some(script) = user_data {
+                        body.insert("user_data".to_owned(), json!(encoded(script)));
+                    }
+                }
+                (body, [Some(password), user_data.as_ref()].into_iter().flatten().collect())
+            }
+            ServerAction::EnterRescueMode { password } => {
+                (json!({ "type": "enter-rescue-mode", "password": password.expose() }), vec![password])
+            }
+            ServerAction::ExitRescueMode => (json!({ "type": "exit-rescue-mode" }), vec![]),
+        };
+        self.send(&["v1", "servers", &id.to_string(), "actions"], &body, &secrets, until).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, id: u64, until: Deadline) -> Result<(), VendorError> {
+        let path = ["v1", "servers", &id.to_string()];
+        let ask = Ask { method: Method::DELETE, ..Ask::get(&path) };
+        match self.http.write(&ask, until).await {
+            Err(error) if error.refusal() != Some(Refusal::NotFound) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+}
