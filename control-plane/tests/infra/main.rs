@@ -17,5 +17,7 @@ mod shop;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod automation;
 mod fakes;
 mod purchases;
+mod town;
