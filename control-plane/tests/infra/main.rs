@@ -17,6 +17,8 @@ mod shop;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod automation;
 mod fakes;
 mod purchases;
+mod town;
 mod vendors;
