@@ -64,7 +64,10 @@ where
         return answer(&call.app, paid).await;
     }
     if let Some(idem) = asked.idem {
-        if let Some(stored) = payments::kept(&call.app, idem).await? {
+        // A refusal that was kept says nothing of a payment that comes now.
+        if let Some(stored) = payments::kept(&call.app, idem).await?
+            && (presented.is_none() || stored.status < 400)
+        {
             return Ok(replay(Some(idem), stored));
         }
         if let Some(paid) = payments::under_way(&call.app, &asked, idem).await? {
@@ -74,10 +77,15 @@ where
     let sale = match offer(Arc::clone(&call)).await {
         Ok(sale) => sale,
         Err(error) => {
-            if let Some(presented) = presented.as_ref().filter(|_| problem::is_refusal(&error))
-                && let Some(paid) = payments::give_back(&call.app, &asked, presented, &error).await?
-            {
-                return answer(&call.app, paid).await;
+            if let Some(presented) = presented.as_ref().filter(|_| problem::is_refusal(&error)) {
+                // The same payment, presented twice at once, may be what stands in its own way.
+                let found = match payments::repeat(&call.app, &asked, presented).await? {
+                    Some(paid) => Some(paid),
+                    None => payments::give_back(&call.app, &asked, presented, &error).await?,
+                };
+                if let Some(paid) = found {
+                    return answer(&call.app, paid).await;
+                }
             }
             return Err(error);
         }

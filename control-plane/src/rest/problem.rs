@@ -55,12 +55,19 @@ pub fn status(error: &Error) -> StatusCode {
 
 /// Whether the same request with the same idempotency key would be refused for ever: its answer is kept then.
 pub fn is_final(error: &Error) -> bool {
-    // What another request with the key, or another buyer, has under way says nothing of the next time.
-    let of_others = matches!(
+    let passing = matches!(
         error.code(),
-        ErrorCode::IdempotencyInProgress | ErrorCode::IdempotencyKeyReused | ErrorCode::PurchaseUnderWay
+        // What another request with the key, or another buyer, has under way says nothing of the next time.
+        ErrorCode::IdempotencyInProgress
+            | ErrorCode::IdempotencyKeyReused
+            | ErrorCode::PurchaseUnderWay
+            // Payments come in a header, which is no part of what a key stands for: the next may be a better one.
+            | ErrorCode::InvalidPayment
+            | ErrorCode::PaymentAlreadyUsed
+            | ErrorCode::PaymentAlreadyCredited
+            | ErrorCode::OrderAlreadyPaid
     );
-    is_refusal(error) && !of_others
+    is_refusal(error) && !passing
 }
 
 /// Whether the request is refused as it is, by what is asked or by the state of things.

@@ -234,6 +234,17 @@ pub async fn by_id(conn: &mut Conn, id: Uuid) -> Result<Option<Payment>, StoreEr
     row.map(Payment::try_from).transpose()
 }
 
+/// The claim that is under way for an idempotency key.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn open_of_idem(conn: &mut Conn, scope: [u8; 32]) -> Result<Option<Payment>, StoreError> {
+    const SQL: &str = select!("WHERE idem_scope = $1 AND status IN ('claimed', 'sent')");
+    let row: Option<PaymentRead> =
+        on!(conn, |c| sqlx::query_as(SQL).bind(scope.to_vec()).fetch_optional(c).await?);
+    row.map(Payment::try_from).transpose()
+}
+
 /// Claims in a state, oldest first.
 ///
 /// # Errors

@@ -129,15 +129,29 @@ pub async fn exists(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
     Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).fetch_all(c).await?.len()) == 1)
 }
 
+const GONE: &str = "the payment left the chain";
+
 /// Ends what is still due of a sale whose payment left the chain; gives back how much that was.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn drop_of_sale(tx: &mut Tx, sale: Uuid) -> Result<i64, StoreError> {
-    const SQL: &str = "UPDATE refunds SET status = 'dismissed', note = 'the payment left the chain', resolved_at = $2 \
+    const SQL: &str = "UPDATE refunds SET status = 'dismissed', note = $3, resolved_at = $2 \
         WHERE sale_id = $1 AND status = 'due' RETURNING amount";
     let at = tx.at;
     let gone: Vec<i64> =
-        on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(sale).bind(at).fetch_all(c).await?);
+        on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(sale).bind(at).bind(GONE).fetch_all(c).await?);
     Ok(gone.into_iter().sum())
+}
+
+/// Owes again what [`drop_of_sale`] ended; gives back how much that is.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn restore_of_sale(tx: &mut Tx, sale: Uuid) -> Result<i64, StoreError> {
+    const SQL: &str = "UPDATE refunds SET status = 'due', note = NULL, resolved_at = NULL \
+        WHERE sale_id = $1 AND status = 'dismissed' AND note = $2 RETURNING amount";
+    let again: Vec<i64> =
+        on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(sale).bind(GONE).fetch_all(c).await?);
+    Ok(again.into_iter().sum())
 }

@@ -30,6 +30,8 @@ const LAST_GOOD: Duration = Duration::from_secs(3);
 const SLOW_GOOD: Duration = Duration::from_secs(10);
 /// How often chain id and token are asked for again.
 const IDENTITY_EVERY: Duration = Duration::from_secs(10);
+/// Where the chain knows no finality, a block so deep is final.
+const DEEP: u64 = 2_000;
 /// How often fees and the settling key's gas are asked for.
 const GAS_EVERY: Duration = Duration::from_secs(5);
 /// Gas that a settlement may use, simulated and sent.
@@ -361,18 +363,18 @@ impl Chain {
                 let head = self.head(FRESH).await?;
                 Ok(deep(head))
             }
-            Depth::Finalized => Ok(self.finalized().await?.is_some_and(|number| number >= block)),
+            Depth::Finalized => Ok(self.finalized().await? >= block),
         }
     }
 
-    /// The newest block that can never leave the chain, where the node knows one.
+    /// The newest block that can never leave the chain; where the node knows none, one that is deep enough.
     ///
     /// # Errors
     /// [`Trouble`].
-    pub async fn finalized(&self) -> Result<Option<u64>, Trouble> {
+    pub async fn finalized(&self) -> Result<u64, Trouble> {
         match self.rpc.block(At::Finalized).await {
-            Ok(block) => Ok(block.map(|block| block.number)),
-            Err(ChainError::Rpc { .. }) => Ok(None),
+            Ok(Some(block)) => Ok(block.number),
+            Ok(None) | Err(ChainError::Rpc { .. }) => Ok(self.head(FRESH).await?.number.saturating_sub(DEEP)),
             Err(error) => Err(error.into()),
         }
     }

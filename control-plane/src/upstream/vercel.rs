@@ -36,6 +36,13 @@ pub struct Vercel {
     http: Endpoint,
 }
 
+/// What no answer of the vendor may carry on: who a domain is for. Words that are nobody's (a country) are left.
+fn private_words(contact: &impl Serialize) -> Vec<Secret> {
+    let Ok(Value::Object(fields)) = serde_json::to_value(contact) else { return Vec::new() };
+    let texts = fields.into_iter().filter_map(|(_, value)| value.as_str().map(str::to_owned));
+    texts.filter(|text| text.len() > 3).map(Secret::new).collect()
+}
+
 impl Vercel {
     /// The account of a token, at an address, for a team.
     ///
@@ -97,18 +104,25 @@ impl Vercel {
         method: Method,
         path: &[&str],
         body: Vec<u8>,
+        secrets: &[&Secret],
         until: Deadline,
     ) -> Result<Answer, VendorError> {
-        self.http.write(&Ask { method, path, query: &[], body: Some(body), secrets: &[] }, until).await
+        self.http.write(&Ask { method, path, query: &[], body: Some(body), secrets }, until).await
     }
 
-    async fn order_of(&self, path: &[&str], body: Vec<u8>, until: Deadline) -> Result<Slug, VendorError> {
+    async fn order_of(
+        &self,
+        path: &[&str],
+        body: Vec<u8>,
+        secrets: &[&Secret],
+        until: Deadline,
+    ) -> Result<Slug, VendorError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Accepted {
             order_id: String,
         }
-        let answer = self.send(Method::POST, path, body, until).await?;
+        let answer = self.send(Method::POST, path, body, secrets, until).await?;
         let accepted: Option<Accepted> = read(&answer.body).ok();
         let id = accepted.and_then(|accepted| Slug::parse(&accepted.order_id));
         id.ok_or_else(|| VendorError::unknown("vercel accepted it with an answer that cannot be read"))
@@ -271,13 +285,15 @@ impl Registrar for Vercel {
             language_code: order.language_code.as_deref(),
         })?;
         let path = ["v1", "registrar", "domains", order.domain.as_str(), "buy"];
-        self.order_of(&path, body, until).await
+        // A registrar that refuses a contact repeats what was wrong with it.
+        let private = private_words(&order.contact);
+        self.order_of(&path, body, &private.iter().collect::<Vec<_>>(), until).await
     }
 
     async fn renew(&self, order: &RenewDomain, until: Deadline) -> Result<Slug, VendorError> {
         let body = written(&RenewBody { years: order.years, expected_price: order.expected })?;
         let path = ["v1", "registrar", "domains", order.domain.as_str(), "renew"];
-        self.order_of(&path, body, until).await
+        self.order_of(&path, body, &[], until).await
     }
 
     async fn order(&self, id: &Slug) -> Result<Option<OrderState>, VendorError> {
@@ -369,7 +385,7 @@ impl DnsZone for Vercel {
         }
         let path = ["v2", "domains", domain.as_str(), "records"];
         let answer =
-            self.send(Method::POST, &path, record_body(record).to_string().into_bytes(), until).await?;
+            self.send(Method::POST, &path, record_body(record).to_string().into_bytes(), &[], until).await?;
         let made: Option<Made> = read(&answer.body).ok();
         let id = made.and_then(|made| Slug::parse(&made.uid));
         id.ok_or_else(|| VendorError::unknown("vercel accepted it with an answer that cannot be read"))

@@ -21,8 +21,6 @@ const LEASE: &str = "finality";
 const NEAR: u64 = 64;
 /// Blocks further back that are looked at each time.
 const OTHERS: usize = 32;
-/// Where the chain knows no finality, a block so deep is final.
-const DEEP: u64 = 2_000;
 /// Blocks read at once.
 const MAX_BLOCKS: i64 = 4_000;
 /// So long a transfer may be missing: it may only be between two blocks.
@@ -52,7 +50,6 @@ impl Finality {
         }
         let head = parts.chain.head(Duration::from_secs(1)).await.map_err(away)?.number;
         let finalized = parts.chain.finalized().await.map_err(away)?;
-        let finalized = finalized.unwrap_or_else(|| head.saturating_sub(DEEP));
         let near = |seen: &Seen| block_of(seen.number) + NEAR > head || block_of(seen.number) <= finalized;
         let others: Vec<&Seen> = blocks.iter().filter(|seen| !near(seen)).collect();
         let others: Vec<&Seen> = others

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use otonix_sdk::error::ErrorCode;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::service::purchases::act::{self, Report};
 use crate::service::purchases::item::Item;
 use crate::service::purchases::machine::{ATTEMPT, Next, SETTLING, Status, Todo};
 use crate::service::purchases::{book, bootstrap, deployment, find, progress};
+use crate::store::orders;
 use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{Target, Tx};
 use crate::upstream::providers::Deadline;
@@ -179,6 +181,13 @@ async fn attempt(app: &App, held: Held, purchase: Purchase, item: &Item) -> Resu
 
 /// Writes an attempt down; `None` when somebody else has changed the purchase.
 async fn begin_in(tx: &mut Tx, before: &Purchase) -> Result<Option<Purchase>, Error> {
+    // Nothing is sent for a payment that has left the chain meanwhile.
+    if let Some(sale) = before.sale
+        && orders::payer(&mut tx.conn, sale).await?.is_some_and(|payer| payer.status == "reversed")
+    {
+        book::fail_in(tx, before, ErrorCode::PaymentFailed, "its payment left the chain").await?;
+        return Ok(None);
+    }
     let deadline = tx.at + ATTEMPT;
     let mut after = before.clone();
     Status::Executing.as_str().clone_into(&mut after.status);

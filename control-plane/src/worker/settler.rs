@@ -49,9 +49,6 @@ const SEARCH_AFTER: Duration = Duration::from_secs(3);
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 const MAX_ASKED: u32 = 20;
 
-/// A claim made here, with what was signed for it.
-type Fresh = (Payment, Option<Settlement>);
-
 #[derive(Clone)]
 struct Settling {
     app: Arc<App>,
@@ -85,7 +82,14 @@ impl Settling {
                 () = self.parts.claimed.notified() => true,
                 () = sleep(LOOK_EVERY) => false,
             };
-            let fresh = self.parts.fresh();
+            // What was signed is committed: it is sent and followed at once, whoever holds the lease by now.
+            let mut fresh = Vec::new();
+            for (claim, signed) in self.parts.fresh() {
+                match signed {
+                    Some(row) => self.follow(claim, vec![row]),
+                    None => fresh.push(claim),
+                }
+            }
             let mut all = false;
             if renewed.is_none_or(|at| at.elapsed() >= RENEW_EVERY) {
                 match hold(&self.app, LEASE).await {
@@ -129,7 +133,7 @@ impl Settling {
     }
 
     /// One round: claims that were handed over, else those that the database has.
-    async fn step(&self, fresh: Option<Vec<Fresh>>, all: bool) -> Result<(), Error> {
+    async fn step(&self, fresh: Option<Vec<Payment>>, all: bool) -> Result<(), Error> {
         if self.followed.lock().len() >= MAX_FOLLOWED {
             return Ok(());
         }
@@ -144,18 +148,10 @@ impl Settling {
                 self.follow(claim, sent);
             }
         }
-        let mut claims = Vec::new();
-        match fresh {
-            Some(fresh) => {
-                for (claim, signed) in fresh {
-                    match signed {
-                        Some(row) => self.follow(claim, vec![row]),
-                        None => claims.push(claim),
-                    }
-                }
-            }
-            None => claims = self.claims("claimed").await?,
-        }
+        let claims = match fresh {
+            Some(fresh) => fresh,
+            None => self.claims("claimed").await?,
+        };
         if claims.is_empty() {
             return Ok(());
         }

@@ -281,16 +281,17 @@ pub async fn record(
     owner: Uuid,
 ) -> Result<(), Error> {
     let purchase = purchase.map_or(Value::Null, |id| Value::from(id.to_string()));
+    let sale_id = if sale.is_nil() { Value::Null } else { Value::from(sale.to_string()) };
     let metadata: Map<String, Value> = [
-        ("protocol", "x402"),
+        ("protocol", if sale.is_nil() { receipt.scheme.as_str() } else { "x402" }),
         ("scheme", receipt.scheme.as_str()),
         ("orderId", receipt.order_id.as_str()),
         ("resource", receipt.resource.as_str()),
         ("payer", receipt.payer.as_str()),
     ]
     .into_iter()
-    .map(|(name, value)| (name.to_owned(), Value::from(value)))
-    .chain([("saleId".to_owned(), Value::from(sale.to_string())), ("purchaseId".to_owned(), purchase)])
+    .map(|(name, value)| (name.to_owned(), if value.is_empty() { Value::Null } else { Value::from(value) }))
+    .chain([("saleId".to_owned(), sale_id), ("purchaseId".to_owned(), purchase)])
     .collect();
     if receipt.amount == MicroUsd::ZERO {
         return Ok(());

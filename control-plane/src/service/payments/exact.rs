@@ -143,6 +143,8 @@ struct Checked {
     signature: Vec<u8>,
     /// The order that it names, or a new one.
     order_id: String,
+    /// Seconds since 1970 until which the order holds.
+    until: u64,
     price: u64,
     version: u8,
     facilitator_body: Option<String>,
@@ -200,6 +202,12 @@ pub async fn take(
     // The payer is known from here on.
     if let Some(claim) = claim_of(app, parts, transfer).await? {
         return join(app, parts, asked, claim).await;
+    }
+    if now > checked.until {
+        return refuse(
+            ErrorCode::PaymentExpired,
+            "the order that the payment names has ended; ask for a new one",
+        );
     }
     if transfer.value != u128::from(checked.price) {
         let detail = format!("the payment must be {} base units, not {}", checked.price, transfer.value);
@@ -388,6 +396,7 @@ fn checked(
         transfer: read_transfer(payload)?,
         signature: read_signature(payload)?,
         order_id,
+        until: order.until(),
         price: order.price,
         version,
         facilitator_body: by_facilitator.then(body),

@@ -396,12 +396,28 @@ pub async fn kept(app: &App, idem: Idem) -> Result<Option<StoredAnswer>, Error> 
     Ok(app.db.read(move |conn| Box::pin(async move { idempotency::answer(conn, scope).await })).await?)
 }
 
-/// The outcome of a purchase that a request with this idempotency key has paid: never a second demand.
+/// The outcome of a payment or a purchase that a request with this idempotency key has begun: never a second demand.
 ///
 /// # Errors
 /// 409 when the key was used with another request; 503 while the outcome is not known.
 pub async fn under_way(app: &App, asked: &Asked, idem: Idem) -> Result<Option<Paid>, Error> {
+    let reused = || {
+        let detail = "this Idempotency-Key was used with another request";
+        Error::conflict(ErrorCode::IdempotencyKeyReused, detail)
+    };
     let scope = idem.scope;
+    let claim = app.db.read(move |conn| Box::pin(async move { payments::open_of_idem(conn, scope).await }));
+    if let Some(claim) = claim.await? {
+        if claim.idem.is_none_or(|known| known.fingerprint != idem.fingerprint) {
+            return Err(reused());
+        }
+        match outcome(app, parts(app)?, claim).await {
+            Ok(paid) => return arrived(app, asked, paid).await.map(Some),
+            Err(Stop::Error(error)) => return Err(error),
+            // It came to nothing: the way is free.
+            Err(Stop::Refused(_)) => {}
+        }
+    }
     let found = app.db.read(move |conn| {
         Box::pin(async move {
             let Some(purchase) = purchases::live_of_idem(conn, scope).await? else { return Ok(None) };
@@ -411,8 +427,7 @@ pub async fn under_way(app: &App, asked: &Asked, idem: Idem) -> Result<Option<Pa
     });
     let Some((known, sold)) = found.await? else { return Ok(None) };
     if known.is_none_or(|known| known.fingerprint != idem.fingerprint) {
-        let detail = "this Idempotency-Key was used with another request";
-        return Err(Error::conflict(ErrorCode::IdempotencyKeyReused, detail));
+        return Err(reused());
     }
     let chain_id = parts(app)?.settings.chain_id;
     arrived(app, asked, paid(sold, None, chain_id)).await.map(Some)
@@ -504,7 +519,7 @@ pub async fn give_back(
     let goods = Goods::Void { code: why.code().as_str().to_owned(), detail: why.to_string() };
     let sale = Sale { goods, price: MicroUsd::ZERO, description: String::new(), private: None };
     match proof::take(app, parts, asked, &sale, proof).await {
-        Ok(paid) => Ok(Some(paid)),
+        Ok(paid) => arrived(app, asked, paid).await.map(Some),
         Err(Stop::Error(error)) => Err(error),
         Err(Stop::Refused(_)) => Ok(None),
     }

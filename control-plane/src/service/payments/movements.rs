@@ -11,7 +11,7 @@ use crate::service::purchases::reversal;
 use crate::store::agents::AgentState;
 use crate::store::receipts::{self, Receipt};
 use crate::store::writer::Tx;
-use crate::store::{agents, ledger, orders, purchases};
+use crate::store::{agents, ledger, orders, purchases, refunds};
 
 /// Books a transfer to the treasury that nothing has used: it becomes credits of the agent whose proven wallet sent
 /// it, else it is unmatched. Tells whether credits came of it; does nothing when it was used.
@@ -93,6 +93,8 @@ pub async fn turn_in(tx: &mut Tx, row: &Receipt, back: bool) -> Result<bool, Err
     let reference = Some(format!("0x{}", hex::encode(row.tx_hash)));
     if let Some(mut state) = state {
         turn_credits(tx, &mut state, row, kind, back, reference).await?;
+    } else if row.kind == "refund_due" && !row.sale.is_nil() {
+        turn_refund(tx, row, kind, back, reference).await?;
     } else if row.amount > 0 && row.from != row.to {
         let other = account(&row.kind);
         // A withdrawal went the other way in the first place.
@@ -109,6 +111,29 @@ pub async fn turn_in(tx: &mut Tx, row: &Receipt, back: bool) -> Result<bool, Err
         orders::mark(tx, row.sale, status).await?;
     }
     Ok(true)
+}
+
+/// What is still owed back of a payment that is gone is owed no more; what was given back already is borne here.
+async fn turn_refund(
+    tx: &mut Tx,
+    row: &Receipt,
+    kind: &'static str,
+    back: bool,
+    reference: Option<String>,
+) -> Result<(), Error> {
+    let owed = if back {
+        refunds::drop_of_sale(tx, row.sale).await?
+    } else {
+        refunds::restore_of_sale(tx, row.sale).await?
+    };
+    let owed = owed.min(row.amount);
+    for (other, amount) in [(ledger::REFUNDS, owed), (ledger::REVERSALS, row.amount - owed)] {
+        if amount > 0 {
+            let (from, to) = if back { (other, ledger::TREASURY) } else { (ledger::TREASURY, other) };
+            ledger::move_between(tx, kind, from, to, amount, reference.clone()).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn turn_credits(

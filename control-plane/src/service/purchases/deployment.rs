@@ -26,10 +26,9 @@ pub async fn look(app: &App) -> Result<(), Error> {
         match compute.server(id).await {
             Ok(Some(server)) => note(app, sandbox, at, server).await?,
             Ok(None) => tracing::warn!(server.id = id, "a new server is not there (any more)"),
-            // The vendor is asked again in the next pass.
+            // It is asked for again in the next pass.
             Err(why) => {
                 tracing::debug!(server.id = id, error = %why, "a new server could not be looked at");
-                return Ok(());
             }
         }
     }

@@ -279,6 +279,6 @@ pub async fn period(app: &App, caller: &Caller, server: u64, body: ExtendServer)
         return Err(Error::not_found("server", server));
     }
     let (item, price) = quote_period(app, &sandbox, &at, body.periods).await?;
-    let agent = linked_agent(app, caller, sandbox.agent_id).await?;
+    let agent = beneficiary(app, caller, sandbox.agent_id).await?;
     Ok(sale(item, &Private::default(), price, agent.as_ref(), owner))
 }
