@@ -18,6 +18,7 @@ const MAX_PATIENTS: usize = 100_000;
 struct Patient {
     sick_beats: u32,
     treated: Option<Instant>,
+    treatments: u32,
 }
 
 /// Agents whose processes do not get on.
@@ -35,14 +36,16 @@ impl Health {
             return patients.remove(&agent).is_some_and(|patient| recovered && patient.treated.is_some());
         }
         if patients.len() < MAX_PATIENTS || patients.contains_key(&agent) {
-            let patient = patients.entry(agent).or_insert(Patient { sick_beats: 0, treated: None });
+            let patient =
+                patients.entry(agent).or_insert(Patient { sick_beats: 0, treated: None, treatments: 0 });
             patient.sick_beats = patient.sick_beats.saturating_add(1);
         }
         false
     }
 
-    /// The agents to treat now: at most `most` at once, counting those whose treatment has not ended.
-    pub fn to_treat(&self, most: usize) -> Vec<Uuid> {
+    /// The agents to treat now, and how often each was treated in vain: at most `most` at once, counting those whose
+    /// treatment has not ended.
+    pub fn to_treat(&self, most: usize) -> Vec<(Uuid, u32)> {
         let now = Instant::now();
         let mut patients = self.patients.lock();
         let resting = |patient: &Patient| patient.treated.is_some_and(|at| now.duration_since(at) < COOLDOWN);
@@ -54,7 +57,8 @@ impl Health {
             }
             if patient.sick_beats >= EVIDENCE && !resting(patient) {
                 patient.treated = Some(now);
-                chosen.push(*agent);
+                chosen.push((*agent, patient.treatments));
+                patient.treatments = patient.treatments.saturating_add(1);
             }
         }
         chosen
@@ -72,10 +76,10 @@ mod tests {
         health.hear(agent, "stalled");
         assert!(health.to_treat(5).is_empty());
         health.hear(agent, "stalled");
-        assert_eq!(health.to_treat(5), [agent]);
+        assert_eq!(health.to_treat(5), [(agent, 0)]);
         assert!(health.to_treat(5).is_empty());
         tokio::time::advance(COOLDOWN).await;
-        assert_eq!(health.to_treat(5), [agent]);
+        assert_eq!(health.to_treat(5), [(agent, 1)]);
         assert!(health.hear(agent, "running"));
         assert!(!health.hear(agent, "running"));
     }

@@ -92,7 +92,8 @@ impl Server {
         format!("Bearer {}", token.trim())
     }
 
-    fn try_call(
+    /// A call with headers of its own; `None` when nobody answers.
+    pub fn try_call(
         &self,
         method: &str,
         path: &str,
@@ -125,6 +126,17 @@ impl Server {
             .unwrap_or_else(|| panic!("{method} {path}: no answer"));
         assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
         answer
+    }
+
+    /// A call with a key; its status and answer.
+    pub fn as_key(&self, key: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let called = self.try_call(method, path, &[("X-API-Key", key)], body);
+        called.unwrap_or_else(|| panic!("{method} {path}: no answer"))
+    }
+
+    /// Where it keeps its data.
+    pub fn data_dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     pub fn key(&self) -> String {

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::rest::Answered;
 use crate::rest::answer::json;
 use crate::rest::call::Call;
+use crate::service::automation;
 use crate::store::settings;
 use crate::upstream::http::Counts;
 
@@ -158,14 +159,15 @@ pub async fn autonomic_status(call: Call) -> Answered {
     }
     let app = &call.app;
     let tiers = app.settings.tiers;
+    let renewals = automation::renewals(app).await?;
     let status = Status {
         enabled: true,
         last_cycle_at: app.shared.last_cycle(),
-        total_renewal_attempts: 0,
-        total_renewal_successes: 0,
+        total_renewal_attempts: renewals.attempts,
+        total_renewal_successes: renewals.successes,
         vercel_domains_configured: app.vendors.registrar.is_some(),
         cherry_configured: app.vendors.compute.is_some(),
-        renewal_window_days: 30,
+        renewal_window_days: automation::RENEWAL_WINDOW_DAYS,
         healing_attempts: app.shared.metrics.healing_attempts.get(),
         healing_successes: app.shared.metrics.healing_successes.get(),
         tier_changes: app.shared.metrics.tier_changes.get(),

@@ -3,6 +3,7 @@
 //! back what it was given.
 
 use otonix_sdk::api::enrolment::{ChildBorn, NewChild};
+use otonix_sdk::api::purchases::ProvisionServer;
 use otonix_sdk::api::records::Transaction;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, TransactionId};
@@ -15,6 +16,9 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::{Caller, Principal};
 use crate::error::Error;
+use crate::service::enrolment::Invitation;
+use crate::service::purchases::book::Wanted;
+use crate::service::purchases::{offers, open};
 use crate::service::{agent_state, enrolment};
 use crate::store::actions::{self, ActionRow};
 use crate::store::agents::{AgentState, NewAgent};
@@ -36,8 +40,11 @@ pub struct Lineage {
 }
 
 /// A child that was read and checked.
-struct Wanted {
+struct Child {
+    id: Uuid,
     parent: Uuid,
+    /// Its server, at the parent's expense.
+    server: Option<Wanted>,
     name: String,
     model: Option<String>,
     genesis_prompt: Option<String>,
@@ -74,13 +81,14 @@ pub async fn create(
     if budget < least {
         return Err(Error::invalid("budget", format!("must be at least {least}: with less it is not alive")));
     }
-    if body.server.is_some() {
-        return Err(Error::NotConfigured {
-            code: ErrorCode::UpstreamNotConfigured,
-            detail: "no seller of servers is configured on this server",
-        });
-    }
-    let wanted = Wanted {
+    let id = otonix_sdk::clock::new_id();
+    let server = match body.server {
+        Some(order) => Some(price_server(app, id, order).await?),
+        None => None,
+    };
+    let wanted = Child {
+        id,
+        server,
         parent: parent.uuid(),
         name: body.name,
         model: body.model,
@@ -92,10 +100,27 @@ pub async fn create(
             Principal::Operator | Principal::Anonymous => None,
         },
     };
-    app.writer.run(Target::Alone, idem, move |tx| Box::pin(bear(tx, wanted))).await
+    let born = app.writer.run(Target::Alone, idem, move |tx| Box::pin(bear(tx, wanted))).await?;
+    app.shared.purchases.notify_one();
+    Ok(born)
 }
 
-async fn bear(tx: &mut Tx, wanted: Wanted) -> Result<ChildBorn, Error> {
+/// The order for a child's server, with what it costs: the daemon is installed there, for the child.
+async fn price_server(app: &App, child: Uuid, order: Value) -> Result<Wanted, Error> {
+    let mut order: ProvisionServer =
+        serde_json::from_value(order).map_err(|why| Error::invalid("server", why.to_string()))?;
+    order.agent_id = Some(AgentId::from(child));
+    let asked = offers::read_server(order)?;
+    let project =
+        app.vendors.project.filter(|_| app.vendors.compute.is_some()).ok_or(Error::NotConfigured {
+            code: ErrorCode::UpstreamNotConfigured,
+            detail: "no seller of servers is configured on this server",
+        })?;
+    let (item, private, price) = offers::quote_server(app, project, asked).await?;
+    Ok(Wanted { item, private: private.to_text(), price, agent: child, owner: Uuid::nil(), idem: None })
+}
+
+async fn bear(tx: &mut Tx, wanted: Child) -> Result<ChildBorn, Error> {
     let gone = || Error::not_found("agent", wanted.parent);
     let owner = agents::states_of(&mut tx.conn, &[wanted.parent]).await?.pop().ok_or_else(gone)?.owner;
     keys::lock_owner(tx, owner.uuid()).await?;
@@ -132,7 +157,7 @@ async fn bear(tx: &mut Tx, wanted: Wanted) -> Result<ChildBorn, Error> {
             format!("this owner has an agent {} already", wanted.name),
         ));
     }
-    let id = otonix_sdk::clock::new_id();
+    let id = wanted.id;
     let child = NewAgent {
         id,
         name: wanted.name,
@@ -163,16 +188,29 @@ async fn bear(tx: &mut Tx, wanted: Wanted) -> Result<ChildBorn, Error> {
     actions::insert(tx, &[ActionRow::by_server(&parent, "replicate", "a child was born", details, tx.at)])
         .await?;
     let agent = agents::agent(&mut tx.conn, id).await?.ok_or_else(|| Error::not_found("agent", id))?;
-    let (token, expires_at) = enrolment::invite(tx, &agent, wanted.made_by, ENROL_WITHIN_SECS).await?;
+    let invitation = Invitation {
+        agent: &agent,
+        made_by: wanted.made_by,
+        ttl_secs: ENROL_WITHIN_SECS,
+        moves_wallet: false,
+    };
+    let (token, expires_at) = enrolment::invite(tx, invitation).await?;
     let birth = Birth { agent_id: id, parent_id: wanted.parent, budget: wanted.budget.micros() };
-    births::insert(tx, &birth, expires_at).await?;
+    let purchase = match wanted.server {
+        Some(order) => {
+            let order = Wanted { owner: owner.uuid(), ..order };
+            Some(open::by_credits_in(tx, AgentId::from(wanted.parent), &order).await?)
+        }
+        None => None,
+    };
+    births::insert(tx, &birth, purchase, expires_at).await?;
     tx.notices.extend([Notice::Agent(wanted.parent), Notice::Agent(id)]);
     Ok(ChildBorn {
         agent,
         budget: wanted.budget,
         enrolment_token: Some(token),
         expires_at,
-        purchase_id: None,
+        purchase_id: purchase,
         secret_shown: None,
     })
 }

@@ -13,6 +13,7 @@ use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, EnrolmentTokenId, KeyId, OwnerId};
 use otonix_sdk::limits;
 use otonix_sdk::money::MicroUsd;
+use otonix_sdk::secret::Secret;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -30,6 +31,8 @@ use crate::store::{StoreError, agents, births, keys, laws};
 
 /// What every enrolment token starts with.
 pub const TOKEN_PREFIX: &str = "otonix_enrol_";
+/// How long a new server may take to enrol, seconds: bare metal is installed within the hour.
+const SERVER_TTL_SECS: u32 = 86_400;
 /// How long a token may be used unless it says otherwise, seconds.
 const DEFAULT_TTL_SECS: u32 = 3600;
 
@@ -108,6 +111,7 @@ pub async fn create_token(
         genesis_prompt: body.genesis_prompt,
         tag: body.tag,
         grant_amount: body.grant.map_or(0, |grant| grant.get().micros()),
+        moves_wallet: body.replace_wallet.unwrap_or(false),
         ..Token::new(hash_secret(&secret), owner, uses, now, expires_at)
     };
     let new_owner = joins.is_none();
@@ -292,10 +296,11 @@ async fn agent_of(tx: &mut Tx, token: &Token, machine: &Machine) -> Result<Uuid,
     if let Some(id) = token.agent_id {
         let agent = agents::agent(&mut tx.conn, id).await?.ok_or_else(|| Error::not_found("agent", id))?;
         let same = |known: &str| known.eq_ignore_ascii_case(&machine.wallet);
-        if agent.wallet_proven && !agent.wallet_address.as_deref().is_some_and(same) {
+        let other = agent.wallet_proven && !agent.wallet_address.as_deref().is_some_and(same);
+        if other && !token.moves_wallet {
             return Err(Error::conflict(
                 ErrorCode::WalletTaken,
-                "this agent has another wallet; restore that one on the machine",
+                "this agent has another wallet; restore that one on the machine, or ask for a token with replaceWallet",
             ));
         }
         return Ok(id);
@@ -371,6 +376,7 @@ async fn move_in(tx: &mut Tx, token: &Token, machine: &Machine, id: Uuid) -> Res
         made_by: token.made_by,
     };
     let before = keys::of_agent(tx, id).await?;
+    let before_wallet = agents::agent(&mut tx.conn, id).await?.and_then(|agent| agent.wallet_address);
     keys::insert(tx, &row).await?;
     keys::move_agent(tx, state.api_key.map(KeyId::uuid), Some(row.id)).await?;
     let enrolment = Enrolment {
@@ -390,11 +396,44 @@ async fn move_in(tx: &mut Tx, token: &Token, machine: &Machine, id: Uuid) -> Res
         tx.notices.push(Notice::Key(old));
     }
     births::enrolled(tx, id).await?;
-    let details = Some(format!("wallet {}", machine.wallet));
+    let details = Some(match before_wallet.filter(|known| !known.eq_ignore_ascii_case(&machine.wallet)) {
+        Some(known) => format!("wallet {}, before {known}", machine.wallet),
+        None => format!("wallet {}", machine.wallet),
+    });
     actions::insert(tx, &[ActionRow::by_server(&state, "system", "a machine has enrolled", details, tx.at)])
         .await?;
     tx.notices.push(Notice::Agent(id));
     Ok((secret, row.id))
+}
+
+/// A token for the new server of an agent: good until the vendor has surely installed it, and for a wallet of the new
+/// machine's own.
+///
+/// # Errors
+/// 404, 409 `agent_killed`, 503 without database.
+pub(crate) async fn invite_server(app: &App, agent: AgentId) -> Result<Secret, Error> {
+    let invited = app.writer.apply(Target::Alone, move |tx| {
+        Box::pin(async move {
+            let found = agents::agent(&mut tx.conn, agent.uuid()).await?;
+            let known = found.ok_or_else(|| Error::not_found("agent", agent))?;
+            if known.killed_at.is_some() {
+                return Err(Error::agent_killed(agent.uuid()));
+            }
+            let machine =
+                Invitation { agent: &known, made_by: None, ttl_secs: SERVER_TTL_SECS, moves_wallet: true };
+            Ok(invite(tx, machine).await?.0)
+        })
+    });
+    Ok(Secret::new(invited.await?))
+}
+
+/// For whose machine a token is made.
+pub(crate) struct Invitation<'a> {
+    pub agent: &'a Agent,
+    pub made_by: Option<Uuid>,
+    pub ttl_secs: u32,
+    /// Whether the machine may bring another wallet than the agent has.
+    pub moves_wallet: bool,
 }
 
 /// A token for the machine of one agent; gives back its secret.
@@ -403,17 +442,18 @@ async fn move_in(tx: &mut Tx, token: &Token, machine: &Machine, id: Uuid) -> Res
 /// 503 without database.
 pub(crate) async fn invite(
     tx: &mut Tx,
-    agent: &Agent,
-    made_by: Option<Uuid>,
-    ttl_secs: u32,
+    invitation: Invitation<'_>,
 ) -> Result<(String, chrono::DateTime<chrono::Utc>), Error> {
     let secret = new_token();
-    let expires_at = tx.at + TimeDelta::seconds(i64::from(ttl_secs));
+    let expires_at = tx.at + TimeDelta::seconds(i64::from(invitation.ttl_secs));
+    let (agent, owner) = (invitation.agent.id.uuid(), invitation.agent.owner_id.uuid());
     let row = Token {
-        made_by,
-        agent_id: Some(agent.id.uuid()),
-        ..Token::new(hash_secret(&secret), agent.owner_id.uuid(), 1, tx.at, expires_at)
+        made_by: invitation.made_by,
+        agent_id: Some(agent),
+        moves_wallet: invitation.moves_wallet,
+        ..Token::new(hash_secret(&secret), owner, 1, tx.at, expires_at)
     };
+    births::wait_until(tx, agent, expires_at).await?;
     enrolment::insert(tx, &row).await?;
     Ok((secret, expires_at))
 }

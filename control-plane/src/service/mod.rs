@@ -11,6 +11,7 @@ use crate::store::agents::AgentState;
 
 pub mod activity;
 pub mod agents;
+pub mod automation;
 pub mod catalogue;
 pub mod children;
 pub mod commands;

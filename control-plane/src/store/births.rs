@@ -20,9 +20,14 @@ pub struct Birth {
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn insert(tx: &mut Tx, birth: &Birth, expires_at: DateTime<Utc>) -> Result<(), StoreError> {
-    const SQL: &str = "INSERT INTO births (agent_id, parent_id, budget, status, expires_at, created_at) \
-        VALUES ($1, $2, $3, 'waiting', $4, $5)";
+pub async fn insert(
+    tx: &mut Tx,
+    birth: &Birth,
+    purchase: Option<Uuid>,
+    expires_at: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO births (agent_id, parent_id, budget, status, purchase_id, expires_at, created_at) \
+        VALUES ($1, $2, $3, 'waiting', $6, $4, $5)";
     let at = tx.at;
     on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(birth.agent_id)
@@ -30,6 +35,7 @@ pub async fn insert(tx: &mut Tx, birth: &Birth, expires_at: DateTime<Utc>) -> Re
         .bind(birth.budget)
         .bind(expires_at)
         .bind(at)
+        .bind(purchase)
         .execute(c)
         .await?
         .rows_affected());
@@ -66,22 +72,24 @@ pub async fn wait_until(tx: &mut Tx, agent: Uuid, expires_at: DateTime<Utc>) -> 
     Ok(())
 }
 
-/// Children whose machine has not enrolled in time.
+/// Children whose machine has not enrolled in time, or whose server could not be bought.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn overdue(conn: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<Vec<Uuid>, StoreError> {
-    const SQL: &str = "SELECT agent_id FROM births WHERE status = 'waiting' AND expires_at <= $1 \
-        ORDER BY expires_at LIMIT $2";
+    const SQL: &str = "SELECT b.agent_id FROM births b WHERE b.status = 'waiting' AND (b.expires_at <= $1 OR EXISTS \
+        (SELECT 1 FROM purchases p WHERE p.id = b.purchase_id AND p.status = 'failed')) \
+        ORDER BY b.expires_at LIMIT $2";
     Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(now).bind(limit).fetch_all(c).await?))
 }
 
-/// Whether a birth is waited for and its time is over.
+/// Whether a birth is waited for in vain.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn is_overdue(tx: &mut Tx, agent: Uuid) -> Result<bool, StoreError> {
-    const SQL: &str = "SELECT 1 FROM births WHERE agent_id = $1 AND status = 'waiting' AND expires_at <= $2";
+    const SQL: &str = "SELECT 1 FROM births b WHERE b.agent_id = $1 AND b.status = 'waiting' AND (b.expires_at <= $2 \
+        OR EXISTS (SELECT 1 FROM purchases p WHERE p.id = b.purchase_id AND p.status = 'failed'))";
     let at = tx.at;
     Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(agent).bind(at).fetch_all(c).await?.len()) == 1)
 }

@@ -28,6 +28,8 @@ pub struct Token {
     pub uses_left: i64,
     pub expires_at: DateTime<Utc>,
     pub revoked_at: Option<DateTime<Utc>>,
+    /// Whether it may give its agent another wallet.
+    pub moves_wallet: bool,
     pub created_at: DateTime<Utc>,
 }
 
@@ -55,13 +57,14 @@ impl Token {
             uses_left: i64::from(uses),
             expires_at,
             revoked_at: None,
+            moves_wallet: false,
             created_at,
         }
     }
 }
 
 pub(super) const COLUMNS: &str = "id, token_hash, owner_id, made_by, agent_id, name, model, genesis_prompt, tag, \
-    grant_amount, uses, uses_left, expires_at, revoked_at, created_at";
+    grant_amount, uses, uses_left, expires_at, revoked_at, moves_wallet, created_at";
 
 impl From<Token> for EnrolmentToken {
     fn from(row: Token) -> Self {
@@ -89,8 +92,8 @@ impl From<Token> for EnrolmentToken {
 /// [`StoreError`] when the database refuses or is away.
 pub async fn insert(tx: &mut Tx, row: &Token) -> Result<(), StoreError> {
     const SQL: &str = "INSERT INTO enrolment_tokens (id, token_hash, owner_id, made_by, agent_id, name, model, \
-        genesis_prompt, tag, grant_amount, uses, uses_left, expires_at, created_at) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
+        genesis_prompt, tag, grant_amount, uses, uses_left, expires_at, created_at, \
+        moves_wallet) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
     on!(&mut tx.conn, |c| {
         sqlx::query(SQL)
             .bind(row.id)
@@ -107,6 +110,7 @@ pub async fn insert(tx: &mut Tx, row: &Token) -> Result<(), StoreError> {
             .bind(row.uses_left)
             .bind(row.expires_at)
             .bind(row.created_at)
+            .bind(row.moves_wallet)
             .execute(c)
             .await?;
     });
@@ -119,7 +123,7 @@ pub async fn insert(tx: &mut Tx, row: &Token) -> Result<(), StoreError> {
 /// [`StoreError`] when the database refuses or is away.
 pub async fn by_hash(conn: &mut Conn, hash: &str) -> Result<Option<Token>, StoreError> {
     const SQL: &str = "SELECT id, token_hash, owner_id, made_by, agent_id, name, model, genesis_prompt, tag, \
-        grant_amount, uses, uses_left, expires_at, revoked_at, created_at FROM enrolment_tokens t \
+        grant_amount, uses, uses_left, expires_at, revoked_at, moves_wallet, created_at FROM enrolment_tokens t \
         WHERE token_hash = $1 AND revoked_at IS NULL AND NOT EXISTS \
         (SELECT 1 FROM api_keys k WHERE k.id = t.made_by AND k.status <> 'active')";
     Ok(on!(conn, |c| sqlx::query_as(SQL).bind(hash).fetch_optional(c).await?))
@@ -131,7 +135,7 @@ pub async fn by_hash(conn: &mut Conn, hash: &str) -> Result<Option<Token>, Store
 /// [`StoreError`] when the database refuses or is away.
 pub async fn by_id(conn: &mut Conn, id: Uuid) -> Result<Option<Token>, StoreError> {
     const SQL: &str = "SELECT id, token_hash, owner_id, made_by, agent_id, name, model, genesis_prompt, tag, \
-        grant_amount, uses, uses_left, expires_at, revoked_at, created_at FROM enrolment_tokens WHERE id = $1";
+        grant_amount, uses, uses_left, expires_at, revoked_at, moves_wallet, created_at FROM enrolment_tokens WHERE id = $1";
     Ok(on!(conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?))
 }
 

@@ -25,7 +25,9 @@ pub mod commands;
 pub mod cursors;
 pub mod domains;
 pub mod enrolment;
+pub mod healings;
 pub mod idempotency;
+pub mod keeping;
 pub mod keys;
 pub mod laws;
 pub mod leases;
@@ -44,8 +46,10 @@ pub mod settings;
 pub mod settlements;
 pub mod sql;
 pub mod streams;
+pub mod tenancies;
 pub mod transactions;
 pub mod usage;
+pub mod warnings;
 pub mod writer;
 
 /// Connections of the read pool.

@@ -1,4 +1,4 @@
-//! Gives back the budgets of children whose machines never enrolled.
+//! Gives back the budgets of children whose machines never enrolled, or whose servers could not be bought.
 
 use crate::app::App;
 use crate::error::Error;
@@ -23,7 +23,8 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
                 Box::pin(async move {
                     // A new token may have given it more time since it was read.
                     if births::is_overdue(tx, child).await? {
-                        children::undo(tx, child, "a child's machine did not enrol in time").await?;
+                        children::undo(tx, child, "a child did not come to life: no machine of its enrolled")
+                            .await?;
                     }
                     Ok(())
                 })

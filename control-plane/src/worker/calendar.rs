@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::store::writer::Target;
 use crate::store::{idempotency, retention, streams};
-use crate::worker::hold;
+use crate::worker::{hold, renewal};
 
 /// Rows of one step.
 const PAGE: i64 = 5_000;
@@ -44,6 +44,20 @@ pub async fn start(app: &Arc<App>) -> anyhow::Result<JobScheduler> {
             })
         })?)
         .await?;
+    if app.vendors.registrar.is_some() {
+        let often = Arc::clone(app);
+        // Each domain has its own turn, once a day and in its last days every hour.
+        scheduler
+            .add(Job::new_async("*/20 * * * * *", move |_, _| {
+                let app = Arc::clone(&often);
+                Box::pin(async move {
+                    if let Err(error) = renewal::run_once(&app).await {
+                        tracing::warn!(%error, "domains could not be renewed");
+                    }
+                })
+            })?)
+            .await?;
+    }
     scheduler.start().await?;
     Ok(scheduler)
 }

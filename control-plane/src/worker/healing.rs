@@ -1,4 +1,5 @@
-//! The first step of healing: an agent's process that two heartbeats in a row call stalled is told to restart.
+//! The first step of healing: an agent's process that two heartbeats in a row call stalled is told to restart; when that
+//! was in vain twice, a server of ours is rebooted.
 
 use chrono::TimeDelta;
 use otonix_sdk::api::commands::Command;
@@ -11,9 +12,12 @@ use crate::error::Error;
 use crate::store::actions::{self, ActionRow};
 use crate::store::writer::{Notice, Target, Tx};
 use crate::store::{agents, commands};
+use crate::worker::recovery;
 
 /// How long the command may wait.
 const TTL_SECS: i64 = 300;
+/// Restarts in vain before a server of ours is rebooted.
+const RESTARTS_FIRST: u32 = 2;
 /// At most this share of the agents with a session here is healed at once, and at least one.
 const MOST_PERCENT: usize = 5;
 
@@ -24,7 +28,10 @@ const MOST_PERCENT: usize = 5;
 pub async fn run_once(app: &App) -> Result<(), Error> {
     app.shared.cycled();
     let most = (app.shared.links.len() * MOST_PERCENT / 100).max(1);
-    for agent in app.shared.health.to_treat(most) {
+    for (agent, in_vain) in app.shared.health.to_treat(most) {
+        if in_vain >= RESTARTS_FIRST && recovery::reboot_stalled(app, agent).await? {
+            continue;
+        }
         app.shared.metrics.healing_attempts.inc();
         app.writer.apply(Target::Agent(agent), move |tx| Box::pin(treat(tx, agent))).await?;
     }

@@ -25,11 +25,15 @@ pub mod deposits;
 pub mod finality;
 pub mod grace;
 pub mod healing;
+pub mod lifetime;
 pub mod liveness;
 pub mod peers;
 pub mod purchases;
+pub mod recovery;
+pub mod renewal;
 pub mod settler;
 pub mod treasury;
+pub mod zones;
 
 /// How long a lease lasts; a replica that does not renew it loses the work.
 const LEASE_SECS: i64 = 15;
@@ -116,6 +120,13 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     worker!("commands", second * 5, commands::run_once);
     worker!("healing", second * 10, healing::run_once);
     worker!("births", second * 10, births::run_once);
+    if app.vendors.compute.is_some() {
+        worker!("lifetime", second * 10, lifetime::run_once);
+        worker!("recovery", second * 10, recovery::run_once);
+    }
+    if app.vendors.dns.is_some() {
+        worker!("zones", second * 10, zones::run_once);
+    }
     worker!("tidy", second * 60, calendar::tidy);
     let liveness = Arc::new(tokio::sync::Mutex::new(liveness::Liveness::default()));
     tracker.spawn(every(Arc::clone(app), "liveness", second * 3, stop.clone(), move |app| {

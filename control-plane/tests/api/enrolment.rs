@@ -183,6 +183,15 @@ async fn an_agent_s_machine_is_replaced(store: Store) {
     assert_eq!(old.id, new.id);
     server.post(&old.path("heartbeat")).key(&old.key).await.refused(401, "revoked_key");
     server.beat(&new).await;
+    // A machine with a wallet of its own takes the agent over when its owner says so.
+    let body = json!({"agentId": old.id, "replaceWallet": true});
+    let moving = token(&server, &owner, body).await;
+    let other = PrivateKeySigner::random();
+    let moved = enrolled(&enrol(&server, &moving, &other).await.ok(201));
+    assert_eq!(moved.id, old.id);
+    assert_eq!(server.look(&moved).await["walletAddress"], json!(other.address().to_string()));
+    server.post(&new.path("heartbeat")).key(&new.key).await.refused(401, "revoked_key");
+    let (new, signer) = (moved, other);
     // A token of no agent in particular finds the agent by the machine's wallet.
     let third = token(&server, &owner, json!({})).await;
     assert_eq!(enrolled(&enrol(&server, &third, &signer).await.ok(201)).id, old.id);

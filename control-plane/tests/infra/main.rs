@@ -9,6 +9,8 @@ mod fake;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod automation;
 mod fakes;
 mod purchases;
+mod town;
 mod vendors;

@@ -29,6 +29,9 @@ pub struct NewEnrolmentToken {
     /// The agent that enrols, when it is there already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
+    /// With `agentId`: the machine may bring another wallet than the agent has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replace_wallet: Option<bool>,
     /// The name of the agent made by it; without one the machine names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

@@ -3,28 +3,21 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use chrono::TimeDelta;
 use otonix_sdk::error::ErrorCode;
+use otonix_sdk::ids::AgentId;
 use otonix_sdk::secret::Secret;
 
 use crate::app::App;
-use crate::auth::hash_secret;
 use crate::error::Error;
-use crate::service::enrolment::new_token;
+use crate::service::enrolment;
 use crate::service::purchases::act::{Ready, Report};
 use crate::service::purchases::item::{Item, Private};
 use crate::service::purchases::machine::News;
-use crate::store::enrolment::{self, Token};
 use crate::store::purchases::Purchase;
-use crate::store::writer::Target;
-use crate::store::{agents, births};
 
 /// The daemon's service, as it is shipped.
 const UNIT: &str = include_str!("../../../../deploy/systemd/otonix-agent.service");
 const SCRIPT: &str = include_str!("bootstrap.sh");
-
-/// How long a new server may take until it enrols.
-const TOKEN_TTL: TimeDelta = TimeDelta::hours(24);
 
 /// What is installed, and from where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,23 +76,9 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// A one-time token of the agent that the server is for.
+/// Made for each attempt, so that none is ever kept.
 async fn token(app: &App, purchase: &Purchase) -> Result<Secret, Error> {
-    let secret = new_token();
-    let (hash, agent) = (hash_secret(&secret), purchase.agent);
-    let made = app.writer.apply(Target::Alone, move |tx| {
-        Box::pin(async move {
-            let state = agents::states_of(&mut tx.conn, &[agent]).await?.pop();
-            let state = state.ok_or_else(|| Error::not_found("agent", agent))?;
-            let expires_at = tx.at + TOKEN_TTL;
-            births::wait_until(tx, agent, expires_at).await?;
-            let token =
-                Token { agent_id: Some(agent), ..Token::new(hash, state.owner.uuid(), 1, tx.at, expires_at) };
-            Ok(enrolment::insert(tx, &token).await?)
-        })
-    });
-    made.await?;
-    Ok(Secret::new(secret))
+    enrolment::invite_server(app, AgentId::from(purchase.agent)).await
 }
 
 #[cfg(test)]

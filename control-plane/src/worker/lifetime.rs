@@ -1,0 +1,272 @@
+//! Servers live as long as somebody pays: extended from their agent's credits in time; else warned of, the wallet swept
+//! for what it has, powered off, and deleted before the vendor begins a period that nobody paid.
+//!
+//! Powering and deleting are repeated until the vendor has answered: doing them twice changes nothing. A period is paid in
+//! the transaction that moves its end, and only from the end that was seen.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use otonix_sdk::api::commands::Command;
+use otonix_sdk::error::ErrorCode;
+use otonix_sdk::ids::{AgentId, CommandId};
+use otonix_sdk::money::MicroUsd;
+use serde_json::Map;
+use std::time::Duration;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::service::purchases::book::Wanted;
+use crate::service::purchases::item::Item;
+use crate::service::purchases::{offers, open};
+use crate::store::actions::{self, ActionRow};
+use crate::store::tenancies::{self, Ending, Tenancy};
+use crate::store::writer::{Notice, Target, Tx};
+use crate::store::{agents, commands, sandboxes, warnings};
+use crate::upstream::providers::{ComputeProvider, Cycle, Deadline, Refusal, ServerAction, VendorError};
+use crate::worker::{Held, hold};
+
+const LEASE: &str = "lifetime";
+/// Servers of one pass.
+const PAGE: i64 = 200;
+/// How long before its end a server is extended, and one that is billed by the hour.
+const LEAD: TimeDelta = TimeDelta::hours(24);
+const HOURLY_LEAD: TimeDelta = TimeDelta::hours(2);
+/// So long before the end it is powered off, and deleted: the vendor bills the next period from the end on.
+const LAST_CALL: TimeDelta = TimeDelta::minutes(10);
+const DELETE_BEFORE: TimeDelta = TimeDelta::minutes(5);
+/// After it was powered off it is not powered on before whatever was sent has certainly come.
+const REST: TimeDelta = TimeDelta::minutes(2);
+/// Hours that are bought at once, and what is tried when the credits are too few.
+const HOURS: [u32; 3] = [24, 6, 1];
+const SEND_FOR: Duration = Duration::from_secs(55);
+
+/// One pass over the servers whose time ends soon.
+///
+/// # Errors
+/// 503 without database.
+pub async fn run_once(app: &App) -> Result<(), Error> {
+    let Some(compute) = &app.vendors.compute else { return Ok(()) };
+    let Some(held) = hold(app, LEASE).await? else { return Ok(()) };
+    app.shared.cycled();
+    let until = app.clock.now() + LEAD;
+    let due =
+        app.db.read(move |conn| Box::pin(async move { tenancies::ending_before(conn, until, PAGE).await }));
+    for tenancy in due.await? {
+        if let Err(error) = keep(app, held, compute.as_ref(), &tenancy).await {
+            tracing::warn!(server.id = tenancy.vendor_id, %error, "a server's time could not be seen to");
+        }
+    }
+    let ending = app.db.read(move |conn| Box::pin(async move { tenancies::ending(conn, PAGE).await }));
+    for ending in ending.await? {
+        if let Err(error) = delete(app, held, compute.as_ref(), &ending).await {
+            tracing::warn!(server.id = ending.vendor_id, %error, "a server could not be deleted");
+        }
+    }
+    Ok(())
+}
+
+fn lead(tenancy: &Tenancy) -> TimeDelta {
+    if Cycle::parse(&tenancy.cycle) == Some(Cycle::Hourly) { HOURLY_LEAD } else { LEAD }
+}
+
+async fn keep(app: &App, held: Held, compute: &dyn ComputeProvider, tenancy: &Tenancy) -> Result<(), Error> {
+    let now = app.clock.now();
+    let last_call = tenancy.paid_until - LAST_CALL;
+    if let Some(off) = tenancy.powered_off_at
+        && now < last_call
+        && now >= off + REST
+    {
+        return power(app, held, compute, tenancy, None).await;
+    }
+    if now < tenancy.paid_until - lead(tenancy) || extend(app, held, tenancy).await? {
+        return Ok(());
+    }
+    if now >= tenancy.paid_until - DELETE_BEFORE {
+        return end(app, held, tenancy).await;
+    }
+    if now >= last_call && tenancy.powered_off_at.is_none() {
+        return power(app, held, compute, tenancy, Some(now)).await;
+    }
+    Ok(())
+}
+
+/// Pays for the next period from the agent's credits; tells whether the server's end has moved.
+async fn extend(app: &App, held: Held, tenancy: &Tenancy) -> Result<bool, Error> {
+    let vendor_id = tenancy.vendor_id.clone();
+    let found = app.db.read(move |conn| Box::pin(async move { sandboxes::managed(conn, &vendor_id).await }));
+    let Some((sandbox, owner, at)) = found.await? else { return Ok(true) };
+    let Some(agent) = tenancy.agent_id else {
+        return warn(app, held, tenancy, "no agent is linked to it").await.map(|()| false);
+    };
+    let hourly = Cycle::parse(&tenancy.cycle) == Some(Cycle::Hourly);
+    let tries: &[Option<u32>] = if hourly { &HOURS.map(Some) } else { &[None] };
+    for periods in tries {
+        let (item, price) = match offers::quote_period(app, &sandbox, &at, *periods).await {
+            Ok(quote) => quote,
+            Err(error @ Error::Invalid { .. }) => {
+                return warn(app, held, tenancy, &error.to_string()).await.map(|()| false);
+            }
+            // Unknown is not unpaid: without a price nothing is decided, until the very end.
+            Err(_) if app.clock.now() < tenancy.paid_until - LAST_CALL => return Ok(true),
+            Err(error) => return warn(app, held, tenancy, &error.to_string()).await.map(|()| false),
+        };
+        let (replica, seen) = (app.replica, tenancy.clone());
+        let paid = app.writer.apply(Target::Alone, move |tx| {
+            Box::pin(async move {
+                held.check(tx, replica).await?;
+                pay(tx, &seen, agent, owner, item, price).await
+            })
+        });
+        match paid.await {
+            Ok(()) => return Ok(true),
+            Err(error) if is_poor(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    warn(app, held, tenancy, "its agent's credits do not cover it").await.map(|()| false)
+}
+
+/// Whether an agent cannot pay, rather than something having gone wrong.
+pub(super) fn is_poor(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        ErrorCode::InsufficientCredits | ErrorCode::AgentKilled | ErrorCode::AgentTerminated
+    )
+}
+
+async fn pay(
+    tx: &mut Tx,
+    seen: &Tenancy,
+    agent: Uuid,
+    owner: Option<Uuid>,
+    item: Item,
+    price: MicroUsd,
+) -> Result<(), Error> {
+    agents::lock_state(tx, agent).await?;
+    let now = tenancies::lock(tx, seen.id).await?;
+    // Paid by somebody else meanwhile, or given to another agent: that is for the next pass.
+    if now.is_none_or(|now| now.paid_until != seen.paid_until || now.agent_id != Some(agent)) {
+        return Ok(());
+    }
+    let owner = owner.unwrap_or_default();
+    let wanted = Wanted { item, private: None, price, agent, owner, idem: None };
+    open::by_credits_in(tx, AgentId::from(agent), &wanted).await?;
+    Ok(())
+}
+
+/// Tells once for each end that nobody pays, and asks the daemon to bring the wallet's money in.
+async fn warn(app: &App, held: Held, tenancy: &Tenancy, why: &str) -> Result<(), Error> {
+    let (replica, seen, why) = (app.replica, tenancy.clone(), why.to_owned());
+    let told = app.writer.apply(Target::Alone, move |tx| {
+        Box::pin(async move {
+            held.check(tx, replica).await?;
+            if !warnings::first(tx, &format!("server {}", seen.id), seen.paid_until).await? {
+                return Ok(false);
+            }
+            if let Some(agent) = seen.agent_id {
+                tell(tx, agent, &seen, &why).await?;
+            }
+            Ok(true)
+        })
+    });
+    if told.await? {
+        tracing::warn!(server.id = tenancy.vendor_id, paid_until = %tenancy.paid_until, "nobody pays for a server");
+    }
+    Ok(())
+}
+
+async fn tell(tx: &mut Tx, agent: Uuid, seen: &Tenancy, why: &str) -> Result<(), Error> {
+    let Some(state) = agents::lock_state(tx, agent).await? else { return Ok(()) };
+    let action = format!("server {} is not paid beyond {}", seen.name, seen.paid_until.to_rfc3339());
+    let line = ActionRow::by_server(&state, "infra", &action, Some(why.to_owned()), tx.at);
+    actions::insert(tx, &[ActionRow { status: "failed".to_owned(), ..line }]).await?;
+    if state.killed {
+        return Ok(());
+    }
+    let command = Command {
+        id: CommandId::from(otonix_sdk::clock::new_id()),
+        kind: "sweep".to_owned(),
+        args: Map::new(),
+        status: "queued".to_owned(),
+        created_at: tx.at,
+        expires_at: seen.paid_until.max(tx.at + TimeDelta::minutes(5)),
+        result: None,
+    };
+    commands::insert(tx, agent, &command).await?;
+    tx.notices.push(Notice::Command(agent));
+    Ok(())
+}
+
+/// Powers a server off for want of money (`Some`), or on again.
+async fn power(
+    app: &App,
+    held: Held,
+    compute: &dyn ComputeProvider,
+    tenancy: &Tenancy,
+    off_at: Option<DateTime<Utc>>,
+) -> Result<(), Error> {
+    let Ok(id) = tenancy.vendor_id.parse() else { return Ok(()) };
+    let action = if off_at.is_some() { ServerAction::PowerOff } else { ServerAction::PowerOn };
+    match compute.act(id, &action, Deadline::after(SEND_FOR)).await {
+        Ok(()) => {}
+        Err(why) => {
+            tracing::warn!(server.id = tenancy.vendor_id, error = %why, "a server's power could not be changed");
+            return Ok(());
+        }
+    }
+    let (replica, seen) = (app.replica, tenancy.clone());
+    let noted = app.writer.apply(Target::Alone, move |tx| {
+        Box::pin(async move {
+            held.check(tx, replica).await?;
+            tenancies::note_power(tx, seen.id, off_at).await?;
+            let word = if off_at.is_some() { "off: nobody paid for it" } else { "on again" };
+            log(tx, seen.agent_id, &format!("server {} was powered {word}", seen.name)).await
+        })
+    });
+    noted.await
+}
+
+/// Nobody can pay for it from here on; the vendor is told next.
+async fn end(app: &App, held: Held, tenancy: &Tenancy) -> Result<(), Error> {
+    let (replica, seen) = (app.replica, tenancy.clone());
+    let ended = app.writer.apply(Target::Alone, move |tx| {
+        Box::pin(async move {
+            held.check(tx, replica).await?;
+            if tenancies::end(tx, seen.id, seen.paid_until).await? {
+                log(tx, seen.agent_id, &format!("server {} ends: nobody paid for it", seen.name)).await?;
+            }
+            Ok(())
+        })
+    });
+    ended.await
+}
+
+async fn delete(app: &App, held: Held, compute: &dyn ComputeProvider, ending: &Ending) -> Result<(), Error> {
+    let Ok(id) = ending.vendor_id.parse() else { return Ok(()) };
+    match compute.delete(id, Deadline::after(SEND_FOR)).await {
+        Ok(()) | Err(VendorError::NotDone { reason: Refusal::NotFound, .. }) => {}
+        Err(why) => {
+            tracing::warn!(server.id = ending.vendor_id, error = %why, "a server could not be deleted");
+            return Ok(());
+        }
+    }
+    let (replica, seen) = (app.replica, ending.clone());
+    let noted = app.writer.apply(Target::Alone, move |tx| {
+        Box::pin(async move {
+            held.check(tx, replica).await?;
+            if tenancies::deleted(tx, seen.id).await? {
+                log(tx, seen.agent_id, &format!("server {} was deleted", seen.name)).await?;
+            }
+            Ok(())
+        })
+    });
+    noted.await
+}
+
+async fn log(tx: &mut Tx, agent: Option<Uuid>, action: &str) -> Result<(), Error> {
+    let Some(agent) = agent else { return Ok(()) };
+    if let Some(state) = agents::states_of(&mut tx.conn, &[agent]).await?.pop() {
+        actions::insert(tx, &[ActionRow::by_server(&state, "infra", action, None, tx.at)]).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! Renews managed domains from their agents' credits: at the registrar's price of the day, once for each end.
+//!
+//! The turn of a domain is taken in the transaction that sets the money aside, and only while its end is the one that was
+//! seen. Whether a renewal took place is decided by the ends before and after, as the purchase worker does.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use otonix_sdk::error::ErrorCode;
+use otonix_sdk::ids::AgentId;
+use otonix_sdk::money::MicroUsd;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::service::automation::RENEWAL_WINDOW_DAYS;
+use crate::service::purchases::book::Wanted;
+use crate::service::purchases::item::{Item, RenewalItem};
+use crate::service::purchases::{open, quotes};
+use crate::store::actions::{self, ActionRow};
+use crate::store::keeping::{self, Holding};
+use crate::store::writer::{Target, Tx};
+use crate::store::{agents, warnings};
+use crate::upstream::providers::{DomainName, Registrar};
+use crate::worker::{Held, hold, lifetime};
+
+const LEASE: &str = "renewal";
+/// Domains of one pass.
+const PAGE: i64 = 200;
+/// So long before its end a domain is renewed.
+const WINDOW: TimeDelta = TimeDelta::days(RENEWAL_WINDOW_DAYS as i64);
+/// In its last days it is tried every hour, before that once a day.
+const LAST_DAYS: TimeDelta = TimeDelta::days(3);
+/// A price above this part of the quoted one waits for the operator: five quarters.
+const MOST: (i64, i64) = (5, 4);
+
+/// One pass over the domains that end soon.
+///
+/// # Errors
+/// 503 without database.
+pub async fn run_once(app: &App) -> Result<(), Error> {
+    let Some(registrar) = &app.vendors.registrar else { return Ok(()) };
+    let Some(held) = hold(app, LEASE).await? else { return Ok(()) };
+    app.shared.cycled();
+    let now = app.clock.now();
+    let due = app.db.read(move |conn| {
+        Box::pin(async move { keeping::ending_before(conn, now + WINDOW, now, PAGE).await })
+    });
+    for holding in due.await? {
+        if let Err(error) = keep(app, held, registrar.as_ref(), &holding).await {
+            tracing::warn!(domain = holding.name, %error, "a domain's end could not be seen to");
+        }
+    }
+    Ok(())
+}
+
+/// When a domain is thought of again.
+fn next_turn(expires_at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+    now + if expires_at - now <= LAST_DAYS { TimeDelta::hours(1) } else { TimeDelta::days(1) }
+}
+
+async fn keep(app: &App, held: Held, registrar: &dyn Registrar, holding: &Holding) -> Result<(), Error> {
+    let Some(name) = DomainName::parse(&holding.name) else { return Ok(()) };
+    let now = app.clock.now();
+    let owned = match registrar.domain(&name).await {
+        Ok(owned) => owned,
+        Err(error) => {
+            tracing::debug!(domain = holding.name, %error, "the registrar does not answer");
+            return Ok(());
+        }
+    };
+    match owned.and_then(|owned| owned.expires_at) {
+        None => return refuse(app, held, holding, "it is not in the registrar's account").await,
+        // Renewed by somebody else.
+        Some(end) if end > holding.expires_at => return set_end(app, held, holding, end, "active").await,
+        Some(end) if end <= now => return set_end(app, held, holding, end, "expired").await,
+        Some(_) => {}
+    }
+    if !holding.auto_renew {
+        let seen = holding.clone();
+        return write(app, held, move |tx| {
+            Box::pin(async move {
+                keeping::take_turn(tx, &seen, next_turn(seen.expires_at, tx.at)).await?;
+                Ok(())
+            })
+        })
+        .await;
+    }
+    let Some(agent) = holding.agent_id else {
+        return refuse(app, held, holding, "no agent is linked to it").await;
+    };
+    let price = match quotes::renewal(app, &name, 1).await {
+        Ok(quote) => quote.price,
+        Err(error @ (Error::Conflict { .. } | Error::Invalid { .. })) => {
+            return refuse(app, held, holding, &error.to_string()).await;
+        }
+        Err(error) => {
+            tracing::debug!(domain = holding.name, %error, "the registrar has no price now");
+            return Ok(());
+        }
+    };
+    if let Some(quoted) = holding.renewal_price
+        && i128::from(price.micros()) * i128::from(MOST.1) > i128::from(quoted) * i128::from(MOST.0)
+    {
+        let quoted = MicroUsd::from_micros(quoted);
+        let why = format!("it costs {price} USDC, quoted were {quoted} USDC; the operator decides");
+        return refuse(app, held, holding, &why).await;
+    }
+    match renew(app, held, holding, agent, price).await {
+        Err(error) if lifetime::is_poor(&error) => refuse(app, held, holding, &error.to_string()).await,
+        Err(error) if error.code() == ErrorCode::PurchaseUnderWay => Ok(()),
+        done => done,
+    }
+}
+
+async fn renew(app: &App, held: Held, holding: &Holding, agent: Uuid, price: MicroUsd) -> Result<(), Error> {
+    let seen = holding.clone();
+    write(app, held, move |tx| {
+        Box::pin(async move {
+            agents::lock_state(tx, agent).await?;
+            if !keeping::take_turn(tx, &seen, next_turn(seen.expires_at, tx.at)).await? {
+                return Ok(());
+            }
+            let item = Item::Renewal(RenewalItem {
+                domain: seen.name.clone(),
+                years: 1,
+                expires_before: seen.expires_at,
+            });
+            let owner = seen.owner_id.unwrap_or_default();
+            let wanted = Wanted { item, private: None, price, agent, owner, idem: None };
+            open::by_credits_in(tx, AgentId::from(agent), &wanted).await?;
+            Ok(())
+        })
+    })
+    .await?;
+    app.shared.purchases.notify_one();
+    Ok(())
+}
+
+async fn set_end(
+    app: &App,
+    held: Held,
+    holding: &Holding,
+    end: DateTime<Utc>,
+    status: &'static str,
+) -> Result<(), Error> {
+    let seen = holding.clone();
+    write(app, held, move |tx| {
+        Box::pin(async move {
+            keeping::set_end(tx, seen.id, end, status).await?;
+            let action = format!("domain {} is {status}, until {}", seen.name, end.to_rfc3339());
+            log(tx, seen.agent_id, &action, None).await
+        })
+    })
+    .await
+}
+
+/// Takes the turn without a renewal, and tells why once for each end.
+async fn refuse(app: &App, held: Held, holding: &Holding, why: &str) -> Result<(), Error> {
+    let (seen, words) = (holding.clone(), why.to_owned());
+    let why = why.to_owned();
+    write(app, held, move |tx| {
+        Box::pin(async move {
+            keeping::take_turn(tx, &seen, next_turn(seen.expires_at, tx.at)).await?;
+            if warnings::first(tx, &format!("domain {}", seen.id), seen.expires_at).await? {
+                let action = format!("domain {} is not renewed", seen.name);
+                log(tx, seen.agent_id, &action, Some(words)).await?;
+            }
+            Ok(())
+        })
+    })
+    .await?;
+    tracing::warn!(domain = holding.name, expires_at = %holding.expires_at, why, "a domain is not renewed");
+    Ok(())
+}
+
+async fn log(tx: &mut Tx, agent: Option<Uuid>, action: &str, failure: Option<String>) -> Result<(), Error> {
+    let Some(agent) = agent else { return Ok(()) };
+    let Some(state) = agents::states_of(&mut tx.conn, &[agent]).await?.pop() else { return Ok(()) };
+    let failed = failure.is_some();
+    let mut line = ActionRow::by_server(&state, "domain", action, failure, tx.at);
+    if failed {
+        "failed".clone_into(&mut line.status);
+    }
+    actions::insert(tx, &[line]).await?;
+    Ok(())
+}
+
+/// A write under the lease.
+async fn write<F>(app: &App, held: Held, work: F) -> Result<(), Error>
+where
+    F: for<'c> FnOnce(&'c mut Tx) -> futures_util::future::BoxFuture<'c, Result<(), Error>> + Send + 'static,
+{
+    let replica = app.replica;
+    app.writer
+        .apply(Target::Alone, move |tx| {
+            Box::pin(async move {
+                held.check(tx, replica).await?;
+                work(tx).await
+            })
+        })
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_come_daily_and_hourly_in_the_last_days() {
+        let now = DateTime::UNIX_EPOCH;
+        for (left, wait) in [(30 * 24, 24), (73, 24), (72, 1), (1, 1), (-5, 1)] {
+            assert_eq!(next_turn(now + TimeDelta::hours(left), now), now + TimeDelta::hours(wait), "{left}");
+        }
+    }
+}

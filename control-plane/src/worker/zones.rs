@@ -1,0 +1,179 @@
+//! Points managed domains at their servers: `A @` (`AAAA` for an IPv6 address) and `CNAME www`, and keeps them. Other
+//! records are left alone.
+//!
+//! A look is noted before anything is changed, and nobody looks again before whatever was sent has certainly come; the
+//! records that are there then decide what is missing.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::store::actions::{self, ActionRow};
+use crate::store::agents;
+use crate::store::keeping::{self, Pointed};
+use crate::store::writer::Target;
+use crate::upstream::providers::{
+    Deadline, DnsZone, DomainName, NewRecord, RecordData, Refusal, VendorError, ZoneRecord,
+};
+use crate::worker::{Held, hold};
+
+const LEASE: &str = "zones";
+/// Domains of one pass.
+const PAGE: i64 = 50;
+/// How often a zone is looked at that should be well.
+const LOOK_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// How soon at most one that is not: longer than a request may be on its way.
+const AGAIN_AFTER: TimeDelta = TimeDelta::minutes(3);
+const SEND_FOR: Duration = Duration::from_secs(55);
+/// Seconds.
+const TTL: u32 = 300;
+
+/// One pass over the domains that are linked to a server.
+///
+/// # Errors
+/// 503 without database.
+pub async fn run_once(app: &App) -> Result<(), Error> {
+    let Some(dns) = &app.vendors.dns else { return Ok(()) };
+    let Some(held) = hold(app, LEASE).await? else { return Ok(()) };
+    app.shared.cycled();
+    let now = app.clock.now();
+    let due = app.db.read(move |conn| {
+        Box::pin(async move { keeping::to_point(conn, now - LOOK_EVERY, now - AGAIN_AFTER, PAGE).await })
+    });
+    for pointed in due.await? {
+        if let Err(error) = keep(app, held, dns.as_ref(), &pointed).await {
+            tracing::warn!(domain = pointed.name, %error, "a zone could not be seen to");
+        }
+    }
+    Ok(())
+}
+
+/// What is to be done to a zone.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    missing: Vec<NewRecord>,
+    stale: Vec<ZoneRecord>,
+}
+
+/// Compares a zone with what it should have. `before`: the address that we gave it last.
+fn plan(name: &DomainName, address: IpAddr, before: Option<&str>, there: &[ZoneRecord]) -> Plan {
+    let data = match address {
+        IpAddr::V4(ip) => RecordData::A(ip),
+        IpAddr::V6(ip) => RecordData::Aaaa(ip),
+    };
+    let apex = NewRecord { name: String::new(), ttl: TTL, data };
+    let www =
+        NewRecord { name: "www".to_owned(), ttl: TTL, data: RecordData::Cname(name.as_str().to_owned()) };
+    let own = |record: &&ZoneRecord| !record.system;
+    let mut plan = Plan::default();
+    if !there.iter().filter(own).any(|record| apex.is(record)) {
+        plan.missing.push(apex);
+    }
+    // A name that somebody else has given a meaning keeps it: nothing can stand beside a CNAME.
+    if !there.iter().filter(own).any(|record| record.name.eq_ignore_ascii_case("www")) {
+        plan.missing.push(www);
+    }
+    let before = before.and_then(|text| text.parse::<IpAddr>().ok()).filter(|ip| *ip != address);
+    plan.stale = there
+        .iter()
+        .filter(own)
+        .filter(|record| record.name.is_empty() && matches!(record.kind.as_str(), "A" | "AAAA"))
+        .filter(|record| before.is_some() && record.value.parse::<IpAddr>().ok() == before)
+        .cloned()
+        .collect();
+    plan
+}
+
+async fn keep(app: &App, held: Held, dns: &dyn DnsZone, pointed: &Pointed) -> Result<(), Error> {
+    let (Some(name), Ok(address)) = (DomainName::parse(&pointed.name), pointed.ip_address.parse::<IpAddr>())
+    else {
+        return Ok(());
+    };
+    note(app, held, pointed, false, false).await?;
+    let there = match dns.records(&name).await {
+        Ok(Some(there)) => there,
+        Ok(None) => {
+            tracing::debug!(domain = pointed.name, "the zone is not in the account");
+            return Ok(());
+        }
+        Err(error) => {
+            tracing::debug!(domain = pointed.name, %error, "the zone cannot be read");
+            return Ok(());
+        }
+    };
+    let plan = plan(&name, address, pointed.zone_address.as_deref(), &there);
+    let changed = plan != Plan::default();
+    for record in &plan.missing {
+        let sent = dns.create_record(&name, record, Deadline::after(SEND_FOR)).await;
+        match sent {
+            Ok(_) | Err(VendorError::NotDone { reason: Refusal::AlreadyThere, .. }) => {}
+            Err(error) => {
+                tracing::warn!(domain = pointed.name, %error, "a record could not be added");
+                return Ok(());
+            }
+        }
+    }
+    for record in &plan.stale {
+        if let Err(error) = dns.delete_record(&name, &record.id, Deadline::after(SEND_FOR)).await {
+            tracing::warn!(domain = pointed.name, %error, "a record could not be taken away");
+            return Ok(());
+        }
+    }
+    note(app, held, pointed, true, changed).await
+}
+
+/// Notes the look, and that the domain points where it should.
+async fn note(app: &App, held: Held, pointed: &Pointed, well: bool, changed: bool) -> Result<(), Error> {
+    let (replica, seen) = (app.replica, pointed.clone());
+    app.writer
+        .apply(Target::Shared, move |tx| {
+            Box::pin(async move {
+                held.check(tx, replica).await?;
+                let address = well.then_some(seen.ip_address.as_str());
+                keeping::pointed(tx, seen.id, address).await?;
+                if let (true, Some(agent)) = (changed, seen.agent_id)
+                    && let Some(state) = agents::states_of(&mut tx.conn, &[agent]).await?.pop()
+                {
+                    let action = format!("domain {} points at {}", seen.name, seen.ip_address);
+                    let line = ActionRow::by_server(&state, "domain", &action, None, tx.at);
+                    actions::insert(tx, &[line]).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::providers::Slug;
+
+    fn record(name: &str, kind: &str, value: &str, system: bool) -> ZoneRecord {
+        let id = Slug::parse("rec_1").expect("a slug");
+        let (name, kind, value) = (name.to_owned(), kind.to_owned(), value.to_owned());
+        ZoneRecord { id, name, kind, value, ttl: Some(60), system }
+    }
+
+    #[test]
+    fn a_zone_gets_what_it_lacks_and_loses_only_what_was_ours() {
+        let name = DomainName::parse("a.example").expect("a name");
+        let (old, new): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let empty = plan(&name, new, None, &[record("", "ALIAS", "x.example", true)]);
+        assert_eq!((empty.missing.len(), empty.stale.len()), (2, 0));
+        let well = [record("", "A", "10.0.0.2", false), record("www", "CNAME", "A.example.", false)];
+        assert_eq!(plan(&name, new, Some("10.0.0.2"), &well), Plan::default());
+        let moved = [record("", "A", "10.0.0.1", false), record("www", "CNAME", "a.example", false)];
+        let todo = plan(&name, new, Some(&old.to_string()), &moved);
+        assert_eq!((todo.missing.len(), todo.stale.len()), (1, 1));
+        // What we did not put there stays, and a name in use is left alone.
+        let foreign = [record("", "A", "192.0.2.9", false), record("www", "A", "192.0.2.9", false)];
+        let todo = plan(&name, new, Some(&old.to_string()), &foreign);
+        assert_eq!((todo.missing.len(), todo.stale.len()), (1, 0));
+        let six: IpAddr = "2001:db8::1".parse().expect("an address");
+        assert_eq!(plan(&name, six, None, &[]).missing[0].data.kind(), "AAAA");
+    }
+}
