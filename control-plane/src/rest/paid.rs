@@ -74,7 +74,7 @@ where
     let sale = match offer(Arc::clone(&call)).await {
         Ok(sale) => sale,
         Err(error) => {
-            if let Some(presented) = presented.as_ref().filter(|_| problem::is_final(&error))
+            if let Some(presented) = presented.as_ref().filter(|_| problem::is_refusal(&error))
                 && let Some(paid) = payments::give_back(&call.app, &asked, presented, &error).await?
             {
                 return answer(&call.app, paid).await;

@@ -53,8 +53,18 @@ pub fn status(error: &Error) -> StatusCode {
     }
 }
 
-/// Whether the same request would be refused for ever.
+/// Whether the same request with the same idempotency key would be refused for ever: its answer is kept then.
 pub fn is_final(error: &Error) -> bool {
+    // What another request with the key, or another buyer, has under way says nothing of the next time.
+    let of_others = matches!(
+        error.code(),
+        ErrorCode::IdempotencyInProgress | ErrorCode::IdempotencyKeyReused | ErrorCode::PurchaseUnderWay
+    );
+    is_refusal(error) && !of_others
+}
+
+/// Whether the request is refused as it is, by what is asked or by the state of things.
+pub fn is_refusal(error: &Error) -> bool {
     let status = status(error);
     let passing = [
         StatusCode::UNAUTHORIZED,

@@ -16,6 +16,7 @@ use crate::rest::Answered;
 use crate::rest::answer::json;
 use crate::rest::call::Call;
 use crate::service::automation;
+use crate::service::purchases::lists as purchases;
 use crate::store::settings;
 use crate::upstream::http::Counts;
 
@@ -52,7 +53,11 @@ pub async fn metrics(call: Call) -> Answered {
         call.caller.operator()?;
     }
     let shared = &call.app.shared;
+    // Without a database they are not known, and the rest is told all the same.
+    let (going, waiting) = purchases::open(&call.app).await.unwrap_or_default();
     let gauges = [
+        ("purchases_open", "Purchases that go on", going),
+        ("purchases_needing_operator", "Purchases that wait for the operator", waiting),
         ("sessions", "Open sessions", shared.links.len() as u64),
         ("agents_known", "Agents in memory", shared.fleet.len() as u64),
         ("write_queue", "Writes that wait", call.app.writer.queued() as u64),

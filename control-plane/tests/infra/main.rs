@@ -3,8 +3,16 @@
 
 #![expect(clippy::disallowed_methods, reason = "a client from outside has its own clock and environment")]
 
+#[path = "../../../tests/interop/chain.rs"]
+mod chain;
+#[expect(dead_code, reason = "shared with the tests of faults, which use all of it")]
+#[path = "../support/chaos.rs"]
+mod chaos;
 #[expect(dead_code, reason = "shared with the example of the same name, which has other switches")]
 mod fake;
+#[expect(dead_code, reason = "shared with the tests of payments, which use all of it")]
+#[path = "../payments/shop.rs"]
+mod shop;
 #[expect(dead_code, unused_imports, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../support/mod.rs"]
 mod support;

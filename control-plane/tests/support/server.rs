@@ -321,6 +321,12 @@ impl Server {
         }
     }
 
+    /// The URL of its database.
+    pub fn database_url(&self) -> String {
+        let url = self.options.database.url(None);
+        url.unwrap_or_else(|| format!("sqlite://{}", self.sqlite_file().display()))
+    }
+
     /// The embedded database.
     pub fn sqlite_file(&self) -> PathBuf {
         self.data_dir().join("otonix.db")

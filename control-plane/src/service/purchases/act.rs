@@ -124,6 +124,15 @@ pub(super) fn name_of(domain: &str) -> Result<DomainName, Report> {
 /// What stands in the way; nothing was sent.
 pub async fn prepare(app: &App, purchase: &Purchase, item: &Item) -> Result<Ready, Report> {
     let price = MicroUsd::from_micros(purchase.price);
+    if purchase.attempts > 0 {
+        // An attempt before this one was given up as not done: the last look is right before the next.
+        let report = find::look(app, purchase, item).await;
+        match report.news {
+            News::Absent => {}
+            News::Present => return Err(report),
+            _ => return Err(Report { news: News::NotDone, ..report }),
+        }
+    }
     match item {
         Item::Domain(item) => {
             domain(app, purchase, item, price).await.map(|order| Ready::Domain(Box::new(order)))

@@ -4,6 +4,7 @@ use chrono::{DateTime, Months, TimeDelta, Utc};
 use otonix_sdk::api::payments::PaymentReceipt;
 use otonix_sdk::api::purchases::{DomainBought, ServerBought, ServerExtended, ServerProvisioned};
 use otonix_sdk::api::records::{Domain, Sandbox};
+use otonix_sdk::clock::to_micros;
 use otonix_sdk::ids::{AgentId, DomainId, SandboxId};
 use serde::Serialize;
 use uuid::Uuid;
@@ -132,8 +133,8 @@ async fn domain(
         id: DomainId::from(otonix_sdk::clock::new_id()),
         name: item.domain.clone(),
         status: "active".to_owned(),
-        registered_at: Some(bought_at.unwrap_or(tx.at)),
-        expires_at: expires_at.or_else(|| tx.at.checked_add_months(years)),
+        registered_at: Some(bought_at.map_or(tx.at, to_micros)),
+        expires_at: expires_at.map(to_micros).or_else(|| tx.at.checked_add_months(years)),
         dns_records: Vec::new(),
         sandbox_id: item.sandbox,
         agent_id: some(purchase.agent).map(AgentId::from),
@@ -146,7 +147,7 @@ async fn domain(
 }
 
 async fn renewal(tx: &mut Tx, item: &RenewalItem, expires_at: DateTime<Utc>) -> Result<Rows, Error> {
-    let id = domains::renewed(tx, &item.domain, expires_at).await?;
+    let id = domains::renewed(tx, &item.domain, to_micros(expires_at)).await?;
     // The vendor has done it, whatever has become of our row.
     Ok(Rows::Renewed(id.unwrap_or_default()))
 }
@@ -154,7 +155,8 @@ async fn renewal(tx: &mut Tx, item: &RenewalItem, expires_at: DateTime<Utc>) -> 
 async fn server(tx: &mut Tx, purchase: &Purchase, item: &ServerItem, server: &Server) -> Result<Rows, Error> {
     let cycle = Cycle::parse(&item.cycle).ok_or_else(|| Error::internal("a server's cycle is not known"))?;
     // The vendor bills from when it took the order.
-    let from = server.created_at.filter(|at| (*at - tx.at).abs() < MAX_SKEW).unwrap_or(tx.at);
+    let from = server.created_at.map(to_micros).filter(|at| (*at - tx.at).abs() < MAX_SKEW);
+    let from = from.unwrap_or(tx.at);
     let small = |number: Option<u32>| number.and_then(|number| i32::try_from(number).ok());
     let status = match server.status {
         ServerStatus::Deployed => "running",

@@ -8,8 +8,9 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::service::payments::lists::{narrow, scope};
+use crate::service::purchases::machine::Status;
 use crate::store::list::{self, Page, Query};
-use crate::store::purchases::Purchase;
+use crate::store::purchases::{self, Purchase};
 
 /// Purchases, newest first.
 ///
@@ -19,6 +20,24 @@ pub async fn purchases(app: &App, caller: &Caller, mut query: Query) -> Result<P
     narrow(&mut query, scope(caller)?);
     let page = app.db.read(move |conn| Box::pin(async move { list::purchases(conn, &query).await })).await?;
     Ok(Page { rows: page.rows.into_iter().map(shown).collect(), next: page.next })
+}
+
+/// How many purchases go on, and how many wait for the operator.
+///
+/// # Errors
+/// 503 without database.
+pub async fn open(app: &App) -> Result<(u64, u64), Error> {
+    let counts = app.db.read(move |conn| Box::pin(async move { purchases::open_counts(conn).await })).await?;
+    let (mut going, mut waiting) = (0, 0);
+    for (status, count) in counts {
+        let count = u64::try_from(count).unwrap_or(0);
+        if status == Status::NeedsOperator.as_str() {
+            waiting += count;
+        } else {
+            going += count;
+        }
+    }
+    Ok((going, waiting))
 }
 
 /// A purchase as it is shown.

@@ -1,7 +1,9 @@
 //! Where the money of a purchase is: kept apart until the goods are there, then spent, or given back whole.
 
-use otonix_sdk::ids::AgentId;
+use otonix_sdk::api::records::Transaction;
+use otonix_sdk::ids::{AgentId, TransactionId};
 use otonix_sdk::money::MicroUsd;
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::error::Error;
@@ -9,8 +11,9 @@ use crate::store::agents::AgentState;
 use crate::store::orders::Payer;
 use crate::store::purchases::Purchase;
 use crate::store::refunds::NewRefund;
+use crate::store::transactions::Reporter;
 use crate::store::writer::Tx;
-use crate::store::{agents, ledger, orders, receipts, refunds};
+use crate::store::{agents, ledger, orders, receipts, refunds, transactions};
 
 /// Where money went that could not buy what it was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,12 +78,46 @@ pub async fn give_back(
         let agent = state.id;
         state.funded = true;
         let reference = Some(payer.sale.to_string());
-        ledger::move_credits(tx, &mut state, "refund", from, MicroUsd::from_micros(amount), reference)
-            .await?;
+        let credited = MicroUsd::from_micros(amount);
+        ledger::move_credits(tx, &mut state, "refund", from, credited, reference).await?;
+        record(tx, &state, credited, payer, reason).await?;
         receipts::reassign(tx, payer.sale, None, agent.uuid()).await?;
         return Ok(Back::Credited(agent));
     }
     owe(tx, from, amount, payer, whole, reason).await
+}
+
+/// The line of money that people read.
+async fn record(
+    tx: &mut Tx,
+    state: &AgentState,
+    amount: MicroUsd,
+    payer: &Payer,
+    reason: &str,
+) -> Result<(), Error> {
+    let metadata: Map<String, Value> = [
+        ("protocol".to_owned(), Value::from("x402")),
+        ("saleId".to_owned(), Value::from(payer.sale.to_string())),
+        ("payer".to_owned(), Value::from(payer.address.as_str())),
+    ]
+    .into_iter()
+    .collect();
+    let line = Transaction {
+        id: TransactionId::from(otonix_sdk::clock::new_id()),
+        kind: "credit".to_owned(),
+        amount,
+        currency: "USDC".to_owned(),
+        description: Some(format!("refund: {reason}")),
+        status: "completed".to_owned(),
+        from_address: None,
+        to_address: None,
+        tx_hash: None,
+        metadata: Some(metadata.into()),
+        agent_id: Some(state.id),
+        created_at: tx.at,
+    };
+    let reporter = Reporter { owner: state.owner.uuid(), by_server: true };
+    Ok(transactions::insert(tx, &line, reporter).await?)
 }
 
 /// Notes a refund as due, for money that is on an account of ours. `whole`: it is all that the payment brought.

@@ -103,7 +103,8 @@ async fn resolve_in(
         Found::Retry => {
             let mut after = before.clone();
             Status::Paid.as_str().clone_into(&mut after.status);
-            after.attempts = 0;
+            // One that was begun counts, so that the vendor is looked at before the next.
+            after.attempts = before.attempts.min(1);
             after.deadline = None;
             after.vendor_ref = None;
             after.absent_since = None;

@@ -115,7 +115,7 @@ async fn a_worker_killed_at_any_call_buys_once_or_gives_the_money_back(store: St
 }
 
 async fn any_history_ends_with_the_goods_or_the_money(store: Store) {
-    let seeds = if store == Store::Sqlite { 8 } else { 4 };
+    let seeds = if store == Store::Sqlite { 5 } else { 3 };
     for seed in 0..seeds {
         let mut chance = StdRng::seed_from_u64(seed);
         let mut bench = Bench::open(store).await;
