@@ -65,10 +65,23 @@ impl Vendors {
                 format!("{head}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}").as_bytes(),
             )
             .expect("they read");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("they answer");
-        let (_, body) = answer.split_once("\r\n\r\n").expect("an answer");
-        serde_json::from_str(body).unwrap_or_else(|why| panic!("{why}: {body}"))
+        // They keep the connection open, so the answer's length says where it ends.
+        let mut reader = BufReader::new(stream);
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("they answer");
+            let line = line.trim().to_ascii_lowercase();
+            if let Some(text) = line.strip_prefix("content-length:") {
+                length = text.trim().parse().expect("a length");
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("a body");
+        serde_json::from_slice(&body).expect("JSON")
     }
 }
 
@@ -177,6 +190,8 @@ fn an_agent_buys_its_world_and_lives_in_it() {
         ("--chain-rpc", chain.rpc.as_str()),
         ("--treasury", chain.accounts[5].address.as_str()),
         ("--settle-key-file", settle.as_str()),
+        // A chain on which nothing else happens goes no deeper.
+        ("--confirmations", "1"),
         ("--registrant-contact", contact.as_str()),
         ("--agent-package-url", url.as_str()),
         ("--agent-package-sha256", sha.as_str()),

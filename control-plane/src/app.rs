@@ -23,6 +23,7 @@ use crate::limits::RateLimits;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::net::Stats;
+use crate::service::catalogue::Catalogue;
 use crate::service::payments::Payments;
 use crate::service::sessions::Admission;
 use crate::store::Db;
@@ -44,6 +45,8 @@ pub struct App {
     pub payments: Option<Arc<Payments>>,
     /// Who sells servers and domains, when somebody does.
     pub vendors: Vendors,
+    /// What they offer, as far as readers have asked.
+    pub catalogue: Catalogue,
     /// Who domains are registered to when a request names nobody.
     pub registrant: Option<Contact>,
     /// SHA-256 of the operator token, hex.
@@ -231,6 +234,7 @@ impl App {
             rate_limits,
             payments: outside.payments.map(Arc::new),
             vendors: outside.vendors,
+            catalogue: Catalogue::default(),
             registrant: outside.registrant,
             operator_hash,
             replica: otonix_sdk::clock::new_id(),

@@ -46,10 +46,18 @@ const EXAMPLE: &[(&str, &str, bool)] = &[
     ("registrant-contact", "\"/etc/otonix/registrant.toml\"", false),
     ("agent-package-url", "\"https://example.org/otonix-agent.tar.gz\"", false),
     ("agent-package-sha256", "\"0000000000000000000000000000000000000000000000000000000000000000\"", false),
+    ("vercel-url", "\"https://api.vercel.com\"", true),
     ("vercel-token", "\"a token of Vercel\"", false),
     ("vercel-token-file", "\"/etc/otonix/vercel-token\"", false),
+    ("vercel-team", "\"team_1a2b3c4d\"", false),
+    ("cherry-url", "\"https://api.cherryservers.com\"", true),
     ("cherry-token", "\"a token of Cherry Servers\"", false),
     ("cherry-token-file", "\"/etc/otonix/cherry-token\"", false),
+    ("cherry-team", "123", false),
+    ("cherry-project", "321", false),
+    ("eur-usd", "\"1.08\"", false),
+    ("eur-usd-date", "\"2026-11-20\"", false),
+    ("eur-usd-days", "30", true),
 ];
 
 struct Opt {

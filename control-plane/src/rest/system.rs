@@ -18,6 +18,7 @@ use crate::rest::call::Call;
 use crate::service::automation;
 use crate::service::purchases::lists as purchases;
 use crate::store::settings;
+use crate::upstream::http::Counts;
 
 pub async fn healthz(_: Call) -> Answered {
     Ok(json(StatusCode::OK, &object!({ "status": "ok" })))
@@ -77,10 +78,29 @@ pub async fn metrics(call: Call) -> Answered {
         ),
         ("connections", "Open connections", shared.net.open.load(Ordering::Relaxed)),
     ];
-    let mut response = Response::new(Body::from(shared.metrics.render(&gauges)));
+    let mut text = shared.metrics.render(&gauges);
+    for (name, counts) in &call.app.vendors.counts {
+        text = format!("{}{text}", vendor_metrics(name, counts));
+    }
+    let mut response = Response::new(Body::from(text));
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     Ok(response)
+}
+
+/// Counters of one vendor, in the text form of Prometheus.
+fn vendor_metrics(name: &str, counts: &Counts) -> String {
+    let all = [
+        ("requests", "Requests sent", &counts.requests),
+        ("failures", "Answers that said no or were none", &counts.failures),
+        ("limited", "Answers that said: too often", &counts.limited),
+        ("unknown", "Writes whose outcome was not known", &counts.unknown),
+    ];
+    let each = all.map(|(what, help, count)| {
+        let (id, count) = (format!("otonix_upstream_{name}_{what}"), count.load(Ordering::Relaxed));
+        format!("# HELP {id} {help}.\n# TYPE {id} counter\n{id}_total {count}\n")
+    });
+    each.concat()
 }
 
 pub async fn auth_status(call: Call) -> Answered {

@@ -1,6 +1,7 @@
 //! Domains as their agents and operators record them. A posted record is never renewed and never touched at a vendor.
 
 use otonix_sdk::api::records::{DnsRecord, Domain, NewDomain};
+use otonix_sdk::api::vendors::RegisteredDomain;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, DomainId};
 use otonix_sdk::limits;
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::app::App;
-use crate::auth::{Caller, Scope};
+use crate::auth::{Caller, Principal, Scope};
 use crate::error::Error;
 use crate::service::{linked_agent, linked_sandbox, may_record, record_owner};
 use crate::store::list::{self, Page, Param, Query};
@@ -18,6 +19,8 @@ use crate::upstream::names::DomainName;
 
 const STATUSES: [&str; 3] = ["active", "expired", "pending"];
 const MAX_RECORDS: usize = 500;
+/// Managed domains listed at once.
+const MOST_MANAGED: i64 = 1000;
 
 /// A domain name in its ASCII form.
 ///
@@ -66,6 +69,8 @@ pub async fn create(
     let agent = linked_agent(app, caller, body.agent_id).await?;
     let sandbox_id = linked_sandbox(app, caller, body.sandbox_id).await?;
     let owner = record_owner(caller, agent.as_ref());
+    // Rights at a vendor come from a purchase or from the operator; a claim by anyone else gives none.
+    let managed = body.managed == Some(true) && caller.principal == Principal::Operator;
     let domain = Domain {
         id: DomainId::from(otonix_sdk::clock::new_id()),
         name,
@@ -76,7 +81,7 @@ pub async fn create(
         sandbox_id,
         agent_id: agent.map(|state| state.id),
         auto_renew: body.auto_renew.unwrap_or(false),
-        managed: false,
+        managed,
     };
     app.writer
         .run(Target::Shared, idem, move |tx| {
@@ -108,6 +113,28 @@ pub async fn list(app: &App, caller: &Caller, mut query: Query) -> Result<Page<D
         Scope::Agent(agent) => query.filter("agent_id = ", Param::Id(agent)),
     }
     Ok(app.db.read(move |conn| Box::pin(async move { list::domains(conn, &query).await })).await?)
+}
+
+/// The managed domains that are a caller's own; in open mode everyone's.
+///
+/// # Errors
+/// 401 for nobody in guarded mode.
+pub async fn managed(app: &App, caller: &Caller) -> Result<Vec<RegisteredDomain>, Error> {
+    let mut query = Query { limit: MOST_MANAGED, ..Query::default() };
+    match caller.private_scope()? {
+        Scope::All | Scope::Sanitised => {}
+        Scope::Owner(owner) => query.filter("owner_id = ", Param::Id(owner)),
+        Scope::Agent(agent) => query.filter("agent_id = ", Param::Id(agent)),
+    }
+    let page =
+        app.db.read(move |conn| Box::pin(async move { list::managed_domains(conn, &query).await })).await?;
+    let shown = page.rows.into_iter().map(|domain| RegisteredDomain {
+        name: domain.name,
+        registered_at: domain.registered_at,
+        expires_at: domain.expires_at,
+        renews_itself: false,
+    });
+    Ok(shown.collect())
 }
 
 /// One domain.

@@ -12,18 +12,23 @@ use crate::store::agents::AgentState;
 pub mod activity;
 pub mod agents;
 pub mod automation;
+pub mod catalogue;
 pub mod children;
 pub mod commands;
+pub mod dns;
 pub mod domains;
 pub mod enrolment;
 pub mod events;
 pub mod keys;
 pub mod ledger;
 pub mod payments;
+pub mod pricing;
 pub mod purchases;
 pub mod sandboxes;
+pub mod servers;
 pub mod sessions;
 pub mod transactions;
+pub mod vendors;
 mod wallets;
 
 /// The agent of an id, from memory or the database.

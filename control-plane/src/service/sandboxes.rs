@@ -1,16 +1,21 @@
 //! Sandboxes as their agents and operators record them. A posted record gives no rights at a vendor.
 
 use otonix_sdk::api::records::{NewSandbox, Sandbox};
+use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, SandboxId};
 use otonix_sdk::limits;
+use uuid::Uuid;
 
 use crate::app::App;
-use crate::auth::{Caller, Scope};
+use crate::auth::{Caller, Principal, Scope};
 use crate::error::Error;
+use crate::service::vendors::{compute, failed};
 use crate::service::{linked_agent, may_record, record_owner};
+use crate::store::StoreError;
 use crate::store::list::{self, Page, Param, Query};
-use crate::store::sandboxes;
+use crate::store::sandboxes::{self, AtVendor};
 use crate::store::writer::{IdemFor, Target, Written};
+use crate::upstream::providers::Cycle;
 
 const STATUSES: [&str; 4] = ["running", "stopped", "deploying", "error"];
 const MAX_PORTS: usize = 1024;
@@ -29,6 +34,30 @@ fn not_negative(field: &'static str, number: Option<i32>) -> Result<(), Error> {
     }
 }
 
+fn taken(error: StoreError) -> Error {
+    match error {
+        StoreError::Taken(_) => Error::conflict(ErrorCode::NameTaken, "this server has a row already"),
+        other => Error::Store(other),
+    }
+}
+
+/// The server that the operator names, as the vendor has it.
+async fn at_vendor(app: &App, body: &NewSandbox) -> Result<AtVendor, Error> {
+    let id = body.server_id.ok_or_else(|| Error::invalid("serverId", "is needed for a managed server"))?;
+    let cycle = Cycle::parse(body.cycle.as_deref().unwrap_or("hourly"));
+    let cycle = cycle.ok_or_else(|| Error::invalid("cycle", "is not known"))?;
+    let found = compute(app)?.server(id).await.map_err(failed)?;
+    let server = found.ok_or_else(|| Error::invalid("serverId", "names no server of the account"))?;
+    let project = server.project.or(app.vendors.project);
+    Ok(AtVendor {
+        purchase: Uuid::nil(),
+        vendor_id: id.to_string(),
+        project_id: project.map(|project| project.to_string()).unwrap_or_default(),
+        plan: server.plan.map(|plan| plan.to_string()).unwrap_or_default(),
+        cycle: cycle.as_str().to_owned(),
+    })
+}
+
 /// Records a sandbox.
 ///
 /// # Errors
@@ -41,6 +70,11 @@ pub async fn create(
 ) -> Result<Written<Sandbox>, Error> {
     may_record(caller)?;
     limits::check_name("name", &body.name, limits::NAME)?;
+    let at = match body.managed {
+        // Rights at a vendor come from a purchase or from the operator; a claim by anyone else gives none.
+        Some(true) if caller.principal == Principal::Operator => Some(at_vendor(app, &body).await?),
+        Some(_) | None => None,
+    };
     let status = body.status.unwrap_or_else(|| "running".to_owned());
     if !STATUSES.contains(&status.as_str()) {
         return Err(Error::invalid("status", "must be running, stopped, deploying or error"));
@@ -69,14 +103,17 @@ pub async fn create(
         ip_address: body.ip_address,
         ports,
         agent_id: agent.map(|state| state.id),
-        managed: false,
-        paid_until: None,
+        managed: at.is_some(),
+        paid_until: body.paid_until.filter(|_| at.is_some()),
         created_at: app.clock.now(),
     };
     app.writer
         .run(Target::Shared, idem, move |tx| {
             Box::pin(async move {
-                sandboxes::insert(tx, &sandbox, owner).await?;
+                match &at {
+                    Some(at) => sandboxes::insert_managed(tx, &sandbox, owner, at).await.map_err(taken)?,
+                    None => sandboxes::insert(tx, &sandbox, owner).await?,
+                }
                 Ok(sandbox)
             })
         })

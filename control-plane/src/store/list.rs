@@ -142,6 +142,8 @@ lists! {
     sandboxes: sandboxes::SandboxRead => Sandbox, sandboxes::COLUMNS, "sandboxes";
     /// Domains.
     domains: domains::DomainRead => Domain, domains::COLUMNS, "domains";
+    /// Managed domains.
+    managed_domains: domains::DomainRead => Domain, domains::COLUMNS, "(SELECT * FROM domains WHERE managed) AS managed_domains";
     /// Transactions.
     transactions: transactions::TransactionRead => Transaction, transactions::COLUMNS, "transactions";
     /// Usage records.

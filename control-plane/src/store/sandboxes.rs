@@ -244,3 +244,47 @@ pub async fn deployed(
         .rows_affected());
     Ok(done == 1)
 }
+
+/// A managed server, as far as it matters who may touch it.
+#[derive(Debug, Clone, FromRow)]
+pub struct ManagedServer {
+    pub id: Uuid,
+    pub name: String,
+    pub vendor_id: String,
+    #[sqlx(rename = "owner_id")]
+    pub owner: Option<Uuid>,
+    #[sqlx(rename = "agent_id")]
+    pub agent: Option<Uuid>,
+    pub paid_until: Option<DateTime<Utc>>,
+}
+
+/// The managed servers of a vendor's project.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn managed_in(conn: &mut Conn, project: &str) -> Result<Vec<ManagedServer>, StoreError> {
+    const SQL: &str = "SELECT id, name, vendor_id, owner_id, agent_id, paid_until FROM sandboxes \
+        WHERE project_id = $1 AND vendor_id IS NOT NULL AND managed";
+    Ok(on!(conn, |c| sqlx::query_as(SQL).bind(project).fetch_all(c).await?))
+}
+
+/// The managed server of a vendor's id.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn managed_server(conn: &mut Conn, vendor_id: &str) -> Result<Option<ManagedServer>, StoreError> {
+    const SQL: &str = "SELECT id, name, vendor_id, owner_id, agent_id, paid_until FROM sandboxes \
+        WHERE vendor_id = $1 AND managed";
+    Ok(on!(conn, |c| sqlx::query_as(SQL).bind(vendor_id).fetch_optional(c).await?))
+}
+
+/// A server is gone: its row stays as a record of it.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn release(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
+    const SQL: &str =
+        "UPDATE sandboxes SET managed = FALSE, status = 'stopped', paid_until = NULL WHERE id = $1";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).execute(c).await?.rows_affected());
+    Ok(())
+}

@@ -1,10 +1,12 @@
 //! Cherry Servers: sells servers. What it says is read in `cherry_words.rs`.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use governor::Quota;
 use otonix_sdk::secret::Secret;
 use reqwest::{Method, Url};
 use serde::Deserialize;
@@ -26,8 +28,8 @@ use crate::upstream::providers::{ComputeProvider, Refusal, VendorError};
 
 /// The vendor's own address.
 pub const DEFAULT_URL: &str = "https://api.cherryservers.com";
-/// Requests a second: the vendor refuses about the fifth from one address.
-const PER_SECOND: u32 = 4;
+/// Requests a second, evenly: the vendor refuses about the fifth from one address.
+const PACE: Quota = Quota::per_second(NonZeroU32::new(4).expect("not zero")).allow_burst(NonZeroU32::MIN);
 /// Rows of a page.
 const PAGE: usize = 100;
 /// Pages read of one list.
@@ -56,7 +58,7 @@ impl Cherry {
         project: Option<u64>,
     ) -> Result<Self, BadVendorUrl> {
         Ok(Self {
-            http: Endpoint::new("cherry", base, token, PER_SECOND, words::Words)?,
+            http: Endpoint::new("cherry", base, token, PACE, words::Words)?,
             team,
             project,
             found_team: OnceCell::new(),

@@ -1,10 +1,9 @@
 //! How vendors are spoken to: bounded in time, size and rate; reads are repeated, writes never; no redirect is
 //! followed, so that a token goes to the configured address and nowhere else.
 
-use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -46,6 +45,22 @@ pub struct Counts {
     pub limited: AtomicU64,
     /// Writes whose outcome was not known.
     pub unknown: AtomicU64,
+    /// Whether the last answer was one: 0 nothing was asked yet, 1 no, 2 yes.
+    up: AtomicU8,
+}
+
+impl Counts {
+    /// Whether the last answer was one; `None` before the first.
+    pub fn is_up(&self) -> Option<bool> {
+        match self.up.load(Ordering::Relaxed) {
+            0 => None,
+            up => Some(up == 2),
+        }
+    }
+
+    fn heard(&self, answered: bool) {
+        self.up.store(if answered { 2 } else { 1 }, Ordering::Relaxed);
+    }
 }
 
 /// One request.
@@ -140,7 +155,7 @@ fn client(is_local: bool) -> reqwest::ClientBuilder {
 }
 
 impl Endpoint {
-    /// A vendor at an address, asked at most so many times a second.
+    /// A vendor at an address, asked at most so often.
     ///
     /// # Errors
     /// [`BadVendorUrl`] when the address is none.
@@ -148,14 +163,13 @@ impl Endpoint {
         name: &'static str,
         base: Url,
         token: Secret,
-        per_second: u32,
+        pace: Quota,
         tongue: impl Tongue + 'static,
     ) -> Result<Self, BadVendorUrl> {
         let is_local = base.scheme() == "http";
         let reads = client(is_local).pool_idle_timeout(IDLE_TIMEOUT).build().map_err(|_| BadVendorUrl)?;
         let writes = client(is_local).pool_max_idle_per_host(0).http1_only();
         let writes = writes.build().map_err(|_| BadVendorUrl)?;
-        let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         Ok(Self {
             name,
             base,
@@ -163,7 +177,7 @@ impl Endpoint {
             query: None,
             reads,
             writes,
-            pace: RateLimiter::direct(Quota::per_second(per_second)),
+            pace: RateLimiter::direct(pace),
             tongue: Box::new(tongue),
             counts: Arc::default(),
         })
@@ -224,6 +238,7 @@ impl Endpoint {
             };
             let sent =
                 request.bearer_auth(self.token.expose()).header(ACCEPT, "application/json").send().await;
+            self.counts.heard(sent.as_ref().is_ok_and(|answer| answer.status().as_u16() < 500));
             let failed = match sent {
                 Ok(response) => match take(response).await {
                     Ok((200..=299, answer)) => return Ok(answer),
@@ -304,6 +319,7 @@ impl Endpoint {
             None => request,
         };
         let sent = request.bearer_auth(self.token.expose()).header(ACCEPT, "application/json").send().await;
+        self.counts.heard(sent.as_ref().is_ok_and(|answer| answer.status().as_u16() < 500));
         let outcome = match sent {
             Ok(response) => match take(response).await {
                 Ok((200..=299, answer)) => return Ok(answer),

@@ -1,5 +1,6 @@
 //! Words of registrars and of those who answer for zones.
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use chrono::{DateTime, Utc};
@@ -18,7 +19,7 @@ pub struct DomainPrice {
 }
 
 /// Who a domain is registered to. Every field but the last three is asked for by every registry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Contact {
     pub first_name: String,
@@ -39,6 +40,12 @@ pub struct Contact {
     /// What some endings ask for beyond this.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub additional: Map<String, Value>,
+}
+
+impl fmt::Debug for Contact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Contact(…)")
+    }
 }
 
 /// An order for a domain. The registrar never renews by itself.

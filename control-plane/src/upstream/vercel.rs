@@ -1,10 +1,12 @@
 //! Vercel: registers domains and answers for their zones. Every answer is read for what is needed of it; fields and
 //! words that this version does not know are passed over.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use governor::Quota;
 use otonix_sdk::secret::Secret;
 use reqwest::{Method, Url};
 use serde::de::DeserializeOwned;
@@ -23,7 +25,7 @@ use crate::upstream::registrar::{
 /// The vendor's own address.
 pub const DEFAULT_URL: &str = "https://api.vercel.com";
 /// Requests a second; the vendor's limits differ by operation and are higher for most.
-const PER_SECOND: u32 = 10;
+const PACE: Quota = Quota::per_second(NonZeroU32::new(10).expect("not zero"));
 /// Rows of a page.
 const PAGE: usize = 100;
 /// Pages read of one list.
@@ -40,7 +42,7 @@ impl Vercel {
     /// # Errors
     /// [`BadVendorUrl`] when the address is none.
     pub fn new(base: Url, token: Secret, team: Option<String>) -> Result<Self, BadVendorUrl> {
-        let http = Endpoint::new("vercel", base, token, PER_SECOND, Words)?;
+        let http = Endpoint::new("vercel", base, token, PACE, Words)?;
         Ok(Self { http: http.with_query("teamId", team) })
     }
 

@@ -13,7 +13,7 @@ mod fake;
 #[expect(dead_code, reason = "shared with the tests of payments, which use all of it")]
 #[path = "../payments/shop.rs"]
 mod shop;
-#[expect(dead_code, unused_imports, reason = "shared with the other tests, which use the rest of it")]
+#[expect(dead_code, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -21,3 +21,4 @@ mod automation;
 mod fakes;
 mod purchases;
 mod town;
+mod vendors;

@@ -13,3 +13,4 @@ pub mod payments;
 pub mod purchases;
 pub mod records;
 pub mod usage;
+pub mod vendors;

@@ -33,6 +33,18 @@ pub struct NewSandbox {
     pub ports: Option<Vec<u16>>,
     #[serde(default)]
     pub agent_id: Option<AgentId>,
+    /// From the operator: the server is managed; `serverId` names it at the vendor.
+    #[serde(default)]
+    pub managed: Option<bool>,
+    /// The vendor's id of a managed server.
+    #[serde(default)]
+    pub server_id: Option<u64>,
+    /// How the vendor bills a managed server (default hourly).
+    #[serde(default)]
+    pub cycle: Option<String>,
+    /// Until when a managed server is paid for.
+    #[serde(default)]
+    pub paid_until: Option<DateTime<Utc>>,
 }
 
 /// A server, whole.
@@ -88,6 +100,9 @@ pub struct NewDomain {
     pub agent_id: Option<AgentId>,
     #[serde(default)]
     pub auto_renew: Option<bool>,
+    /// From the operator: the domain is in the registrar's account and managed.
+    #[serde(default)]
+    pub managed: Option<bool>,
 }
 
 /// A domain, whole.

@@ -7,7 +7,8 @@ use otonix_sdk::money::MicroUsd;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::upstream::providers::{Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError};
+use crate::service::pricing::in_usdc;
+use crate::upstream::providers::{Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError};
 
 /// What a domain costs.
 #[derive(Debug, Clone, Copy)]
@@ -128,20 +129,4 @@ pub async fn period(app: &App, plan: &Slug, cycle: Cycle, periods: u32) -> Resul
     let whole = unit.price.checked_mul(periods).ok_or_else(|| Error::invalid("periods", "are too many"))?;
     let price = in_usdc(app, whole, &unit.currency)?;
     Ok(ServerQuote { price, plan })
-}
-
-fn in_usdc(app: &App, amount: Decimal, currency: &Currency) -> Result<MicroUsd, Error> {
-    let dollars = match currency {
-        Currency::Usd => Some(amount),
-        Currency::Eur => {
-            let rate = app.settings.vendors.eur.and_then(|rate| rate.at(app.clock.now()));
-            rate.and_then(|rate| amount.times(rate))
-        }
-        Currency::Other(_) => None,
-    };
-    let price = dollars.and_then(Decimal::to_micro_usd);
-    price.filter(|price| *price > MicroUsd::ZERO).ok_or(Error::NotConfigured {
-        code: ErrorCode::PriceUnavailable,
-        detail: "the vendor bills in a currency that this server has no rate for",
-    })
 }

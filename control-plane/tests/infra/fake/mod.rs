@@ -199,6 +199,10 @@ async fn answer(
         cherry::act(&mut world, operation.id, &operation.path, &request)
     };
     let reply = match fault {
+        Some(How::Instead(status @ 300..=399)) => {
+            let headers = vec![("location", "/v1/user".to_owned())];
+            Reply { status, headers, ..Reply::default() }
+        }
         Some(How::ActThen(status)) => problem(status, code_of(status), "after it was done"),
         _ => reply,
     };
