@@ -88,9 +88,12 @@ async fn killed(bench: &Bench, kill: Kill) -> bool {
 
 async fn a_worker_killed_at_any_call_buys_once_or_gives_the_money_back(store: Store) {
     for what in [What::Domain, What::Server, What::Renewal] {
-        let mut kills = [0, 0];
+        let mut kills = [0_u32, 0];
         // There are fewer calls than this, of which one is the write that acts.
         for (at, acted) in (1..=9).flat_map(|at| [(at, false), (at, true)]) {
+            if acted && kills[1] == 1 || !acted && kills[0] + 1 < at {
+                continue;
+            }
             let bench = Bench::open(store).await;
             let (id, count) = begin(&bench, what).await;
             if !killed(&bench, Kill { at, acted }).await {
@@ -115,7 +118,7 @@ async fn a_worker_killed_at_any_call_buys_once_or_gives_the_money_back(store: St
 }
 
 async fn any_history_ends_with_the_goods_or_the_money(store: Store) {
-    let seeds = if store == Store::Sqlite { 5 } else { 3 };
+    let seeds = if store == Store::Sqlite { 4 } else { 2 };
     for seed in 0..seeds {
         let mut chance = StdRng::seed_from_u64(seed);
         let mut bench = Bench::open(store).await;
