@@ -116,7 +116,7 @@ routes! {
     GET "/api/purchases" => plain purchases::purchases;
     POST "/api/purchases/{id}/resolve" => once purchases::resolve_purchase;
     GET "/api/vercel/status" => plain vendors::vercel_status;
-    GET "/api/vercel/payment-config" => plain payments::config;
+    GET "/api/vercel/payment-config" => plain payments::domain_config;
     POST "/api/vercel/check" => once vendors::check;
     POST "/api/vercel/register" => sold purchases::offer_domain;
     GET "/api/vercel/domains" => plain vendors::registered;

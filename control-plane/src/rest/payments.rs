@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use otonix_sdk::api::payments::{ResolveRefund, TopUp};
+use otonix_sdk::api::payments::{ResolveRefund, TopUp, X402Config};
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::rest::answer::{Filters, json, list_query, page, stored, written};
@@ -18,6 +19,28 @@ pub async fn offer_topup(call: Arc<Call>) -> Result<Sale, Error> {
 
 pub async fn config(call: Call) -> Answered {
     Ok(json(StatusCode::OK, &lists::config(&call.app)))
+}
+
+/// The same, and what the domain routes charge for.
+pub async fn domain_config(call: Call) -> Answered {
+    #[derive(Serialize)]
+    struct Shown {
+        #[serde(flatten)]
+        config: X402Config,
+        charges: [Charge; 1],
+    }
+    #[derive(Serialize)]
+    struct Charge {
+        route: &'static str,
+        what: &'static str,
+        price: &'static str,
+    }
+    let charges = [Charge {
+        route: "POST /api/vercel/register",
+        what: "a domain for so many years",
+        price: "the registrar's, as POST /api/vercel/check tells it",
+    }];
+    Ok(json(StatusCode::OK, &Shown { config: lists::config(&call.app), charges }))
 }
 
 pub async fn orders(call: Call) -> Answered {

@@ -94,6 +94,8 @@ async fn payments_say_that_they_are_not_configured(store: Store) {
             assert!(config.get(field).is_some(), "{path} {field}: {config}");
         }
     }
+    let charges = server.get("/api/vercel/payment-config").await.ok(200);
+    assert_eq!(charges["charges"][0]["route"], json!("POST /api/vercel/register"));
     let body = json!({"domain": "a.example"});
     let server_order = json!({"plan": "p", "region": "r", "image": "i", "hostname": "h", "cycle": "hourly"});
     for call in [

@@ -184,5 +184,8 @@ async fn a_killed_agents_payment_is_owed_back(store: Store) {
     resolve(json!({"resolution": "credited", "agentId": other.id})).await.ok(200);
     resolve(json!({"resolution": "credited", "agentId": other.id})).await.refused(409, "conflict");
     assert_eq!(shop.credits(&other).await, "5");
+    let lines = shop.server.get(&format!("/api/transactions?agentId={}", other.id)).await.list();
+    assert_eq!((lines.len(), lines[0]["amount"].to_string().as_str()), (1, "5"));
+    assert_eq!(lines[0]["metadata"]["refundId"], refunds[0]["id"]);
     shop.audit();
 }
