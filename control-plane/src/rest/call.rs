@@ -106,9 +106,6 @@ fn is_public(path: &str) -> bool {
             | "/api/vercel/status"
             | "/api/vercel/payment-config"
             | "/api/cherry/status"
-            | "/api/cherry/plans"
-            | "/api/cherry/regions"
-            | "/api/cherry/images"
             | "/api/autonomic/status"
     )
 }
