@@ -72,7 +72,7 @@ async fn of_fifty_reservations_of_one_dollar_on_ten_ten_succeed(store: Store) {
         library.books().await;
         // Half of it is spent, half comes back: five more fit, no sixth.
         for (n, id) in held.iter().enumerate() {
-            let how = if n % 2 == 0 { End::Settled { to: "purchases" } } else { End::Released };
+            let how = if n % 2 == 0 { End::Settled { to: "withdrawals" } } else { End::Released };
             end(&apps[n % apps.len()].app, agent, *id, how).await.expect("it was held");
         }
         assert_eq!(fifty(&apps, agent).await.len(), 5, "round {round}");
@@ -91,7 +91,7 @@ async fn a_reservation_ends_once_however_often_it_is_ended(store: Store) {
         let running: Vec<_> = (0..10)
             .map(|n| {
                 let app = Arc::clone(&library.app);
-                let how = if n % 2 == round % 2 { End::Settled { to: "purchases" } } else { End::Released };
+                let how = if n % 2 == round % 2 { End::Settled { to: "withdrawals" } } else { End::Released };
                 tokio::spawn(async move { (how, end(&app, agent, id, how).await.is_ok()) })
             })
             .collect();
@@ -108,7 +108,7 @@ async fn a_reservation_ends_once_however_often_it_is_ended(store: Store) {
             End::Released => released += 1,
         }
         // Once more of either changes nothing.
-        for how in [End::Settled { to: "purchases" }, End::Released] {
+        for how in [End::Settled { to: "withdrawals" }, End::Released] {
             assert!(matches!(end(&library.app, agent, id, how).await, Err(Error::NotFound { .. })));
         }
         let left = usdc(10 - settled);
@@ -119,7 +119,7 @@ async fn a_reservation_ends_once_however_often_it_is_ended(store: Store) {
         );
         let books = library.books().await;
         let of = |name: &str| books.accounts.iter().find(|(n, _)| n == name).map_or(0, |(_, b)| b.micros());
-        assert_eq!((of("purchases"), of("reserved")), (usdc(settled), 0));
+        assert_eq!((of("withdrawals"), of("reserved")), (usdc(settled), 0));
     }
 }
 
@@ -256,7 +256,7 @@ async fn live(
             Step::Settle(at) | Step::Release(at) => {
                 let Some((id, micros, held)) = model.reservations.get_mut(*at) else { continue };
                 let settles = matches!(step, Step::Settle(_));
-                let how = if settles { End::Settled { to: "purchases" } } else { End::Released };
+                let how = if settles { End::Settled { to: "withdrawals" } } else { End::Released };
                 let done = end(&library.app, agent, *id, how).await.is_ok();
                 if done != *held {
                     return Err(format!("{step:?}: done {done}, held {held}"));
@@ -285,7 +285,7 @@ async fn live(
         of(&after) - of(&before)
     };
     let held: i64 = model.reservations.iter().filter(|(.., held)| *held).map(|(_, micros, _)| micros).sum();
-    let told = (moved("compute"), moved("purchases"), moved("reserved"), moved("grants"));
+    let told = (moved("compute"), moved("withdrawals"), moved("reserved"), moved("grants"));
     let expected = (model.spent, model.purchased, held, -model.granted);
     if told == expected { Ok(()) } else { Err(format!("accounts moved by {told:?}, expected {expected:?}")) }
 }
