@@ -55,7 +55,12 @@ pub fn written<T: Serialize>(call: &Call, status: StatusCode, done: Written<T>) 
 
 /// A body that was kept, with the status that it had.
 pub fn kept(status: u16, body: String) -> Response {
-    raw(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Body::from(body))
+    kept_as(status, Body::from(body))
+}
+
+/// The same for a body in another form.
+pub fn kept_as(status: u16, body: Body) -> Response {
+    raw(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), body)
 }
 
 /// An answer that was kept, unless it was to another request.

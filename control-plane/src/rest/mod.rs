@@ -21,6 +21,7 @@ pub mod sanitise;
 
 mod agents;
 mod enrolment;
+mod handed;
 mod keys;
 mod payments;
 mod purchases;

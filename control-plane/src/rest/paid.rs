@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use chrono::SecondsFormat;
 use http::header::{CACHE_CONTROL, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -18,8 +19,9 @@ use crate::app::App;
 use crate::demand::Demand;
 use crate::error::Error;
 use crate::rest::Answered;
-use crate::rest::answer::{kept, replay};
+use crate::rest::answer::{kept, kept_as, replay};
 use crate::rest::call::Call;
+use crate::rest::handed::Handed;
 use crate::rest::problem;
 use crate::service::payments::{self, Asked, Paid, Sale, order_id};
 use crate::service::purchases::secrets;
@@ -138,7 +140,7 @@ fn asked(call: &Call, principal: &str) -> Asked {
 }
 
 /// The answer to who has paid: the kept body, and the receipt as each version reads it.
-async fn answer(app: &App, paid: Paid) -> Answered {
+async fn answer(app: &Arc<App>, paid: Paid) -> Answered {
     let chain = paid.chain_id;
     if !(200..300).contains(&paid.answer.status) {
         // It was paid and could not be delivered: what is kept says why.
@@ -154,8 +156,17 @@ async fn answer(app: &App, paid: Paid) -> Answered {
         payer: Some(paid.payer.clone()),
         ..SettlementResponse::default()
     };
-    let body = secrets::reveal(app, paid.sale, paid.answer.body).await;
-    let mut response = kept(paid.answer.status, body);
+    let revealed = secrets::reveal(app, paid.sale, paid.answer.body).await;
+    let mut response = match revealed.right {
+        None => kept(paid.answer.status, revealed.body),
+        Some(right) => {
+            let app = Arc::clone(app);
+            let body = Handed::new(revealed.body.into(), move |sent| {
+                drop(tokio::spawn(secrets::end(app, right, sent)));
+            });
+            kept_as(paid.answer.status, Body::new(body))
+        }
+    };
     let to = response.headers_mut();
     to.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     let v1 = headers::write(&settlement(v1_name(chain).map_or_else(|| caip2(chain), str::to_owned)));

@@ -6,6 +6,7 @@ use otonix_sdk::api::vendors::{
     ActOnServer, CheckDomains, CheckedDomain, CheckedDomains, NewZoneRecord, PlanPrice, PlanStock,
     RegisteredDomain, ServerPlan,
 };
+use serde::Serialize;
 use serde_json::json as object;
 
 use crate::auth::Principal;
@@ -48,11 +49,16 @@ pub async fn check(call: Call) -> Answered {
     known(&call)?;
     let body: CheckDomains = call.json()?;
     vendors::registrar(&call.app)?;
+    if let Some(idem) = call.idem()
+        && let Some(before) = payments::kept(&call.app, idem).await?
+    {
+        return Ok(replay(Some(idem), before));
+    }
     match (&body.domain, &body.domains) {
         (Some(name), None) => {
             let name = DomainName::of_field("domain", name)?;
             let free = catalogue::available(&call.app, std::slice::from_ref(&name)).await? == [true];
-            Ok(json(StatusCode::OK, &checked(&call, name, free).await?))
+            answer(&call, checked(&call, name, free).await?).await
         }
         (None, Some(names)) if (1..=MOST_DOMAINS).contains(&names.len()) => {
             let names = names.iter().map(|name| DomainName::of_field("domains", name));
@@ -61,12 +67,19 @@ pub async fn check(call: Call) -> Answered {
             let asked = names.into_iter().zip(free);
             let each = stream::iter(asked).map(|(name, free)| checked(&call, name, free)).buffered(AT_ONCE);
             let domains = each.collect::<Vec<_>>().await.into_iter().collect::<Result<_, _>>()?;
-            Ok(json(StatusCode::OK, &CheckedDomains { domains }))
+            answer(&call, CheckedDomains { domains }).await
         }
         (None, Some(_)) => Err(Error::invalid("domains", format!("must be 1 to {MOST_DOMAINS} names"))),
         (None, None) => Err(Error::invalid("domain", "is needed")),
         (Some(_), Some(_)) => Err(Error::invalid("domains", "and domain exclude each other")),
     }
+}
+
+/// The answer to a check, kept for a repeat with the same key.
+async fn answer<T: Serialize + Send + 'static>(call: &Call, checked: T) -> Answered {
+    let Some(_) = call.idem() else { return Ok(json(StatusCode::OK, &checked)) };
+    let keep = call.keep(|done| stored(StatusCode::OK, done));
+    Ok(written(call, StatusCode::OK, catalogue::keep(&call.app, checked, keep).await?))
 }
 
 async fn checked(call: &Call, name: DomainName, free: bool) -> Result<CheckedDomain, Error> {

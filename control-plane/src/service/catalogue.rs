@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::error::Error;
 use crate::service::vendors::{compute, failed, registrar};
+use crate::store::writer::{IdemFor, Target, Written};
 use crate::upstream::providers::{
     DomainName, DomainPrice, Image, Plan, Project, Refusal, Region, Server, Slug, Team, VendorError,
 };
@@ -28,10 +29,10 @@ const SERVERS_KEPT: Duration = Duration::from_secs(10);
 const FAILURE_KEPT: Duration = Duration::from_secs(5);
 /// Answers kept of each kind.
 const MOST: usize = 10_000;
-/// Of four requests a second to the seller of servers, two are for readers.
+/// Of the requests a second to the seller of servers that are not for purchases, readers get these.
 const COMPUTE_READS: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
-/// Of ten requests a second to the registrar, six are for readers.
-const REGISTRAR_READS: NonZeroU32 = NonZeroU32::new(6).expect("not zero");
+/// The same for the registrar.
+const REGISTRAR_READS: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 /// Readers may ask this much at once, when nobody has asked for a while.
 const BURST: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 /// How long a reader waits for its turn.
@@ -225,6 +226,18 @@ pub async fn price(app: &App, name: &DomainName) -> Result<Arc<DomainPrice>, Err
         }
     };
     kept.prices.get(name, &kept.registrar_reads, ask).await
+}
+
+/// Keeps what was told, for who asks again with the same key.
+///
+/// # Errors
+/// 503 without database.
+pub async fn keep<T: Send + 'static>(
+    app: &App,
+    told: T,
+    idem: Option<IdemFor<T>>,
+) -> Result<Written<T>, Error> {
+    app.writer.run(Target::Shared, idem, move |_| Box::pin(async move { Ok(told) })).await
 }
 
 /// Whether an error only says that the name cannot be had.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use otonix_sdk::api::records::DnsRecord;
 use otonix_sdk::api::vendors::{NewZoneRecord, ShownRecord};
 
 use crate::app::App;
@@ -18,6 +19,8 @@ use crate::upstream::providers::{
 const USUAL_TTL: u32 = 300;
 const LEAST_TTL: u32 = 60;
 const LONGEST_TTL: u32 = 2_147_483_647;
+/// Records of a zone that its domain's row has a copy of.
+const MOST_COPIED: usize = 1000;
 /// Longest text of a TXT record.
 const LONGEST_TEXT: usize = 2048;
 
@@ -89,7 +92,30 @@ pub async fn add(
         }
         Err(why) => return Err(failed(why)),
     };
-    app.writer.run(Target::Shared, idem, move |_| Box::pin(async move { Ok(made) })).await
+    let name = domain.as_str().to_owned();
+    let noted = app.writer.run(Target::Shared, idem, move |tx| {
+        Box::pin(async move {
+            let copy = copy_of(&made);
+            domains::change_records(tx, &name, |records| {
+                records.retain(|one| !is_same(one, &copy));
+                records.push(copy);
+                records.truncate(MOST_COPIED);
+            })
+            .await?;
+            Ok(made)
+        })
+    });
+    noted.await
+}
+
+/// A record as the domain's own row has it.
+fn copy_of(record: &ShownRecord) -> DnsRecord {
+    let (kind, name, value) = (record.kind.clone(), record.name.clone(), record.value.clone());
+    DnsRecord { kind, name, value, ttl: record.ttl }
+}
+
+fn is_same(one: &DnsRecord, other: &DnsRecord) -> bool {
+    one.kind == other.kind && one.name == other.name && one.value == other.value
 }
 
 /// Takes a record away.
@@ -101,15 +127,24 @@ pub async fn remove(app: &App, domain: &DomainName, id: &str) -> Result<(), Erro
     let id = Slug::parse(id).ok_or_else(missing)?;
     let vendor = zones(app)?;
     let there = vendor.records(domain).await.map_err(failed)?.unwrap_or_default();
-    if !there.iter().any(|record| record.id == id) {
-        return Err(missing());
-    }
+    let Some(record) = there.into_iter().find(|record| record.id == id) else { return Err(missing()) };
+    let copy = copy_of(&shown(record));
     let until = Deadline::after(WRITE_TIME);
     match vendor.delete_record(domain, &id, until).await {
         // Taking away is the same however often it is done.
-        Err(VendorError::Unknown { .. }) => vendor.delete_record(domain, &id, until).await.map_err(failed),
-        done => done.map_err(failed),
+        Err(VendorError::Unknown { .. }) => {
+            vendor.delete_record(domain, &id, until).await.map_err(failed)?;
+        }
+        done => done.map_err(failed)?,
     }
+    let name = domain.as_str().to_owned();
+    let noted = app.writer.apply(Target::Shared, move |tx| {
+        Box::pin(async move {
+            Ok(domains::change_records(tx, &name, |records| records.retain(|one| !is_same(one, &copy)))
+                .await?)
+        })
+    });
+    noted.await
 }
 
 /// Reads a record to add, by the rules of its type.

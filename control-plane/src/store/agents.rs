@@ -295,6 +295,18 @@ pub async fn without_key(tx: &mut Tx, owner: Uuid) -> Result<Vec<Uuid>, StoreErr
     Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(owner).fetch_all(c).await?))
 }
 
+/// Whether an agent still has a key: one of its own, one of its owner's, or the one that it was made with. One that
+/// never had any is waiting for its machine.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn has_key(conn: &mut Conn, id: Uuid) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT 1 FROM agents a WHERE a.id = $1 AND (a.api_key_id IS NULL OR EXISTS \
+        (SELECT 1 FROM api_keys k WHERE k.status = 'active' AND (k.id = a.api_key_id \
+        OR (k.owner_id = a.owner_id AND (k.kind = 'owner' OR k.agent_id = a.id)))))";
+    Ok(on!(conn, |c| sqlx::query(SQL).bind(id).fetch_all(c).await?.len()) == 1)
+}
+
 #[derive(FromRow)]
 pub(super) struct AgentRow {
     pub(super) id: Uuid,

@@ -172,3 +172,24 @@ pub async fn renewed(tx: &mut Tx, name: &str, expires_at: DateTime<Utc>) -> Resu
         "UPDATE domains SET expires_at = $2, status = 'active' WHERE name = $1 AND managed RETURNING id";
     Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(name).bind(expires_at).fetch_optional(c).await?))
 }
+
+/// Changes what a managed domain's row says of its zone; nothing when there is no such domain.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn change_records(
+    tx: &mut Tx,
+    name: &str,
+    change: impl FnOnce(&mut Vec<DnsRecord>) + Send,
+) -> Result<(), StoreError> {
+    const LITE: &str = "SELECT dns_records FROM domains WHERE name = $1 AND managed";
+    const PG: &str = "SELECT dns_records FROM domains WHERE name = $1 AND managed FOR NO KEY UPDATE";
+    const SQL: &str = "UPDATE domains SET dns_records = $2 WHERE name = $1 AND managed";
+    let sql = if tx.conn.is_postgres() { PG } else { LITE };
+    let found: Option<Json<Vec<DnsRecord>>> =
+        on!(&mut tx.conn, |c| sqlx::query_scalar(sql).bind(name).fetch_optional(c).await?);
+    let Some(Json(mut records)) = found else { return Ok(()) };
+    change(&mut records);
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(name).bind(Json(&records)).execute(c).await?.rows_affected());
+    Ok(())
+}

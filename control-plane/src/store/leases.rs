@@ -44,6 +44,22 @@ pub async fn is_held(tx: &mut Tx, name: &str, holder: Uuid, epoch: i64) -> Resul
     Ok(rows == 1)
 }
 
+/// Raises the epoch of a lease that is held; its holder has to take it again.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn raise(tx: &mut Tx, name: &str, holder: Uuid, epoch: i64) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE leases SET epoch = epoch + 1 WHERE name = $1 AND holder = $2 AND epoch = $3";
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(name)
+        .bind(holder)
+        .bind(epoch)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(())
+}
+
 /// Gives a lease back, at a clean stop.
 ///
 /// # Errors

@@ -54,6 +54,8 @@ pub struct Purchase {
     pub vendor_ref: Option<String>,
     /// Since when looks show that nothing was done.
     pub absent_since: Option<DateTime<Utc>>,
+    /// The epoch of the lease under which the two times above were written.
+    pub epoch: i64,
     /// When it is looked at again.
     pub next_at: DateTime<Utc>,
     /// Why it failed or needs a person: a code.
@@ -97,6 +99,7 @@ pub(super) struct PurchaseRead {
     deadline: Option<DateTime<Utc>>,
     vendor_ref: Option<String>,
     absent_since: Option<DateTime<Utc>>,
+    lease_epoch: i64,
     next_at: DateTime<Utc>,
     failure_code: Option<String>,
     failure: Option<String>,
@@ -110,7 +113,8 @@ pub(super) struct PurchaseRead {
 
 pub(super) const COLUMNS: &str = "id, kind, status, subject, item, private, held_in, price, held, sale_id, \
     payer_agent, reservation_id, agent_id, owner_id, idem_scope, idem_fingerprint, attempts, attempt_id, deadline, \
-    vendor_ref, absent_since, next_at, failure_code, failure, result_id, secret_shown, note, since, created_at, ended_at";
+    vendor_ref, absent_since, lease_epoch, next_at, failure_code, failure, result_id, secret_shown, note, since, \
+    created_at, ended_at";
 
 impl TryFrom<PurchaseRead> for Purchase {
     type Error = StoreError;
@@ -144,6 +148,7 @@ impl TryFrom<PurchaseRead> for Purchase {
             deadline: row.deadline,
             vendor_ref: row.vendor_ref,
             absent_since: row.absent_since,
+            epoch: row.lease_epoch,
             next_at: row.next_at,
             failure_code: row.failure_code,
             failure: row.failure,
@@ -162,8 +167,8 @@ macro_rules! select {
         concat!(
             "SELECT id, kind, status, subject, item, private, held_in, price, held, sale_id, payer_agent, ",
             "reservation_id, agent_id, owner_id, idem_scope, idem_fingerprint, attempts, attempt_id, deadline, ",
-            "vendor_ref, absent_since, next_at, failure_code, failure, result_id, secret_shown, note, since, ",
-            "created_at, ended_at FROM purchases ",
+            "vendor_ref, absent_since, lease_epoch, next_at, failure_code, failure, result_id, secret_shown, note, ",
+            "since, created_at, ended_at FROM purchases ",
             $rest
         )
     };
@@ -220,7 +225,7 @@ pub async fn insert(tx: &mut Tx, row: &Purchase) -> Result<bool, StoreError> {
 pub async fn change(tx: &mut Tx, before: &Purchase, after: &Purchase) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE purchases SET status = $4, private = $5, held_in = $6, held = $7, reservation_id = $8, \
         attempts = $9, attempt_id = $10, deadline = $11, vendor_ref = $12, absent_since = $13, next_at = $14, \
-        failure_code = $15, failure = $16, result_id = $17, secret_shown = $18, note = $19, ended_at = $20, since = $21 \
+        failure_code = $15, failure = $16, result_id = $17, note = $18, ended_at = $19, since = $20, lease_epoch = $21 \
         WHERE id = $1 AND status = $2 AND attempt_id = $3";
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(before.id)
@@ -240,10 +245,10 @@ pub async fn change(tx: &mut Tx, before: &Purchase, after: &Purchase) -> Result<
         .bind(&after.failure_code)
         .bind(&after.failure)
         .bind(after.result)
-        .bind(after.secret_shown)
         .bind(&after.note)
         .bind(after.ended_at)
         .bind(after.since)
+        .bind(after.epoch)
         .execute(c)
         .await?
         .rows_affected());
@@ -260,20 +265,35 @@ pub async fn set_result(tx: &mut Tx, id: Uuid, result: Uuid) -> Result<(), Store
     Ok(())
 }
 
-/// Takes the right to show a server's password, which only one answer has; `false` when it was taken before.
+/// Takes the right to show a server's password until a time; `false` when an answer has shown it, or another has the
+/// right and may be on its way.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn take_secret(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE purchases SET secret_shown = $2 WHERE id = $1 AND secret_shown = $3";
+pub async fn take_secret(tx: &mut Tx, id: Uuid, until: DateTime<Utc>) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE purchases SET secret_until = $2 WHERE id = $1 AND secret_shown = $3 \
+        AND (secret_until IS NULL OR secret_until <= $4)";
+    let at = tx.at;
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(id)
-        .bind(true)
+        .bind(until)
         .bind(false)
+        .bind(at)
         .execute(c)
         .await?
         .rows_affected());
     Ok(done == 1)
+}
+
+/// The answer that had the right until a time was sent (then nobody gets it again), or was not.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn end_secret(tx: &mut Tx, id: Uuid, until: DateTime<Utc>, sent: bool) -> Result<(), StoreError> {
+    const SQL: &str =
+        "UPDATE purchases SET secret_shown = $3, secret_until = NULL WHERE id = $1 AND secret_until = $2";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(until).bind(sent).execute(c).await?.rows_affected());
+    Ok(())
 }
 
 /// One purchase.
@@ -318,16 +338,23 @@ pub async fn is_domain_live(conn: &mut Conn, name: &str) -> Result<bool, StoreEr
     Ok(on!(conn, |c| sqlx::query(SQL).bind(name).fetch_all(c).await?.len()) > 0)
 }
 
-/// Purchases that are to be looked at by a time, the longest due first.
+/// Purchases that are to be looked at by a time, the longest due first; and those under way whose times another epoch
+/// of the lease has written.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn due(conn: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<Vec<Purchase>, StoreError> {
+pub async fn due(
+    conn: &mut Conn,
+    now: DateTime<Utc>,
+    epoch: i64,
+    limit: i64,
+) -> Result<Vec<Purchase>, StoreError> {
     const SQL: &str = select!(
-        "WHERE status IN ('paid', 'executing', 'unknown') AND next_at <= $1 ORDER BY next_at, id LIMIT $2"
+        "WHERE status IN ('paid', 'executing', 'unknown') \
+        AND (next_at <= $1 OR (status <> 'paid' AND lease_epoch <> $3)) ORDER BY next_at, id LIMIT $2"
     );
     let rows: Vec<PurchaseRead> =
-        on!(conn, |c| sqlx::query_as(SQL).bind(now).bind(limit).fetch_all(c).await?);
+        on!(conn, |c| sqlx::query_as(SQL).bind(now).bind(limit).bind(epoch).fetch_all(c).await?);
     rows.into_iter().map(Purchase::try_from).collect()
 }
 

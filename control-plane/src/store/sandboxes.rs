@@ -206,21 +206,64 @@ pub async fn set_paid_until(tx: &mut Tx, id: Uuid, until: DateTime<Utc>) -> Resu
     Ok(())
 }
 
-/// Managed servers that are not running yet, by the vendor's ids, longest waiting first.
+/// A managed server that is not running yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deploying {
+    /// Its row.
+    pub sandbox: Uuid,
+    /// As the vendor has it.
+    pub at: AtVendor,
+    /// Since when the vendor does not know it.
+    pub missing_since: Option<DateTime<Utc>>,
+    /// When it was bought.
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(FromRow)]
+struct DeployingRead {
+    #[sqlx(flatten)]
+    at: AtVendorRead,
+    missing_since: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+}
+
+/// Managed servers that are not running yet, longest waiting first.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn deploying(conn: &mut Conn, limit: i64) -> Result<Vec<(Uuid, AtVendor)>, StoreError> {
-    const SQL: &str = "SELECT id, owner_id, purchase_id, vendor_id, project_id, plan, cycle FROM sandboxes \
-        WHERE managed AND status = 'deploying' AND vendor_id IS NOT NULL ORDER BY created_at, id LIMIT $1";
-    let rows: Vec<AtVendorRead> = on!(conn, |c| sqlx::query_as(SQL).bind(limit).fetch_all(c).await?);
+pub async fn deploying(conn: &mut Conn, limit: i64) -> Result<Vec<Deploying>, StoreError> {
+    const SQL: &str = "SELECT id, owner_id, purchase_id, vendor_id, project_id, plan, cycle, missing_since, created_at \
+        FROM sandboxes WHERE managed AND status = 'deploying' AND vendor_id IS NOT NULL ORDER BY created_at, id LIMIT $1";
+    let rows: Vec<DeployingRead> = on!(conn, |c| sqlx::query_as(SQL).bind(limit).fetch_all(c).await?);
     Ok(rows
         .into_iter()
         .filter_map(|row| {
-            let (id, _, at) = row.split();
-            Some((id, at?))
+            let (missing_since, created_at) = (row.missing_since, row.created_at);
+            let (sandbox, _, at) = row.at.split();
+            Some(Deploying { sandbox, at: at?, missing_since, created_at })
         })
         .collect())
+}
+
+/// Notes since when the vendor does not know a new server, or that it does.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn note_missing(tx: &mut Tx, id: Uuid, since: Option<DateTime<Utc>>) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE sandboxes SET missing_since = $2 WHERE id = $1 AND status = 'deploying'";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(since).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+/// A server that could not be installed is there after all, and runs.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn mended(tx: &mut Tx, id: Uuid, ip_address: Option<&str>) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE sandboxes SET status = 'running', ip_address = COALESCE($2, ip_address) \
+        WHERE id = $1 AND managed AND status = 'error'";
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(ip_address).execute(c).await?.rows_affected());
+    Ok(())
 }
 
 /// Notes how the vendor has a managed server: only from `deploying` on, so that nothing later is overwritten.

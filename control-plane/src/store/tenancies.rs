@@ -91,6 +91,17 @@ pub async fn end(tx: &mut Tx, id: Uuid, paid_until: DateTime<Utc>) -> Result<boo
     Ok(done == 1)
 }
 
+/// The same for one whose purchase was given back, whenever it is paid until.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn end_now(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
+    const SQL: &str =
+        "UPDATE sandboxes SET managed = FALSE, status = 'stopped', ending_at = $2 WHERE id = $1 AND managed";
+    let at = tx.at;
+    Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(at).execute(c).await?.rows_affected()) == 1)
+}
+
 /// A server that is to be deleted at the vendor.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct Ending {

@@ -28,8 +28,10 @@ use crate::upstream::providers::{ComputeProvider, Refusal, VendorError};
 
 /// The vendor's own address.
 pub const DEFAULT_URL: &str = "https://api.cherryservers.com";
-/// Requests a second, evenly: the vendor refuses about the fifth from one address.
-const PACE: Quota = Quota::per_second(NonZeroU32::new(4).expect("not zero")).allow_burst(NonZeroU32::MIN);
+/// Requests a second, evenly: the vendor refuses about the fifth from one address. Two are anyone's, two are for
+/// purchases alone.
+const PACE: Quota = Quota::per_second(NonZeroU32::new(2).expect("not zero")).allow_burst(NonZeroU32::MIN);
+const PURCHASES: Quota = PACE;
 /// Rows of a page.
 const PAGE: usize = 100;
 /// Pages read of one list.
@@ -64,6 +66,18 @@ impl Cherry {
             found_team: OnceCell::new(),
             cycles: OnceCell::new(),
         })
+    }
+
+    /// The same account, with a share of the pace for purchases.
+    #[must_use]
+    pub fn for_purchases(&self) -> Self {
+        Self {
+            http: self.http.for_purchases(PURCHASES),
+            team: self.team,
+            project: self.project,
+            found_team: self.found_team.clone(),
+            cycles: self.cycles.clone(),
+        }
     }
 
     /// What was asked of it.

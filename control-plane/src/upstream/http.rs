@@ -106,6 +106,36 @@ pub trait Tongue: Send + Sync {
     fn pause(&self, body: &[u8]) -> Option<Duration>;
 }
 
+/// How often a vendor is asked.
+struct Pace {
+    /// Everybody's part.
+    common: Arc<DefaultDirectRateLimiter>,
+    /// A part for these requests alone.
+    own: Option<DefaultDirectRateLimiter>,
+}
+
+impl Pace {
+    fn new(common: Quota) -> Self {
+        Self { common: Arc::new(RateLimiter::direct(common)), own: None }
+    }
+
+    fn with_share(&self, share: Quota) -> Self {
+        Self { common: Arc::clone(&self.common), own: Some(RateLimiter::direct(share)) }
+    }
+
+    /// Takes a turn, of its own share first; or tells how long to wait for one.
+    fn take(&self) -> Result<(), Duration> {
+        let now = DefaultClock::default().now();
+        let wait = |limiter: &DefaultDirectRateLimiter| {
+            limiter.check().map_err(|not_yet| not_yet.wait_time_from(now))
+        };
+        let Some(Err(own)) = self.own.as_ref().map(wait) else {
+            return if self.own.is_some() { Ok(()) } else { wait(&self.common) };
+        };
+        wait(&self.common).map_err(|common| common.min(own))
+    }
+}
+
 /// One vendor.
 pub struct Endpoint {
     name: &'static str,
@@ -116,8 +146,8 @@ pub struct Endpoint {
     reads: reqwest::Client,
     /// Without kept connections: on a fresh one it is plain whether anything was sent.
     writes: reqwest::Client,
-    pace: DefaultDirectRateLimiter,
-    tongue: Box<dyn Tongue>,
+    pace: Pace,
+    tongue: Arc<dyn Tongue>,
     pub counts: Arc<Counts>,
 }
 
@@ -177,10 +207,26 @@ impl Endpoint {
             query: None,
             reads,
             writes,
-            pace: RateLimiter::direct(pace),
-            tongue: Box::new(tongue),
+            pace: Pace::new(pace),
+            tongue: Arc::new(tongue),
             counts: Arc::default(),
         })
+    }
+
+    /// The same vendor for purchases: what it asks has a share of the pace that nothing else can use up.
+    #[must_use]
+    pub fn for_purchases(&self, share: Quota) -> Self {
+        Self {
+            name: self.name,
+            base: self.base.clone(),
+            token: self.token.clone(),
+            query: self.query.clone(),
+            reads: self.reads.clone(),
+            writes: self.writes.clone(),
+            pace: self.pace.with_share(share),
+            tongue: Arc::clone(&self.tongue),
+            counts: Arc::clone(&self.counts),
+        }
     }
 
     /// With a parameter on every call.
@@ -207,8 +253,7 @@ impl Endpoint {
     /// Waits for its turn; `false` when that would be too late.
     async fn turn(&self, until: Option<Deadline>) -> bool {
         loop {
-            let Err(not_yet) = self.pace.check() else { return true };
-            let wait = not_yet.wait_time_from(DefaultClock::default().now());
+            let Err(wait) = self.pace.take() else { return true };
             let left = until.map_or(READ_TIMEOUT, |until| until.remaining().unwrap_or_default());
             if wait > left {
                 return false;
@@ -425,5 +470,30 @@ impl Body for Gated {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn purchases_have_turns_when_everybody_else_has_used_theirs_up() {
+        // So slow that none comes back while the test runs.
+        let turns = |count| {
+            let hourly = Quota::with_period(Duration::from_secs(3600)).expect("not zero");
+            hourly.allow_burst(std::num::NonZeroU32::new(count).expect("not zero"))
+        };
+        let others = Pace::new(turns(3));
+        let purchases = others.with_share(turns(2));
+        while others.take().is_ok() {}
+        assert_eq!((purchases.take(), purchases.take()), (Ok(()), Ok(())), "their own");
+        assert!(purchases.take().is_err(), "and no more than the vendor takes");
+        assert!(others.take().is_err(), "which nobody else gets");
+        // While nobody else asks, they have it all.
+        let others = Pace::new(turns(3));
+        let purchases = others.with_share(turns(2));
+        let taken = std::iter::repeat_with(|| purchases.take()).take_while(Result::is_ok).count();
+        assert_eq!(taken, 5);
     }
 }

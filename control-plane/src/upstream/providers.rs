@@ -223,6 +223,29 @@ pub struct Vendors {
     pub registrar: Option<Arc<dyn Registrar>>,
     /// Answers for zones.
     pub dns: Option<Arc<dyn DnsZone>>,
+    /// The same vendors as purchases ask them, when these have a share of the pace.
+    pub buying: Buying,
     /// What was asked of each.
     pub counts: Vec<VendorCounts>,
+}
+
+/// Vendors as purchases ask them.
+#[derive(Clone, Default)]
+pub struct Buying {
+    /// Sells servers.
+    pub compute: Option<Arc<dyn ComputeProvider>>,
+    /// Registers domains.
+    pub registrar: Option<Arc<dyn Registrar>>,
+}
+
+impl Vendors {
+    /// Who sells servers, for a purchase.
+    pub fn selling_servers(&self) -> Option<&Arc<dyn ComputeProvider>> {
+        self.buying.compute.as_ref().or(self.compute.as_ref())
+    }
+
+    /// Who registers domains, for a purchase.
+    pub fn selling_domains(&self) -> Option<&Arc<dyn Registrar>> {
+        self.buying.registrar.as_ref().or(self.registrar.as_ref())
+    }
 }

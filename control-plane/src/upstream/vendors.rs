@@ -129,6 +129,7 @@ impl VendorSettings {
             let client = Vercel::new(account.url.clone(), account.token.clone(), account.team.clone());
             let client = Arc::new(client.context("vercel-url")?);
             vendors.counts.push(("vercel", client.counts()));
+            vendors.buying.registrar = Some(Arc::new(client.for_purchases()));
             vendors.registrar = Some(Arc::clone(&client) as Arc<dyn Registrar>);
             vendors.dns = Some(client as Arc<dyn DnsZone>);
         }
@@ -137,6 +138,7 @@ impl VendorSettings {
                 Cherry::new(account.url.clone(), account.token.clone(), account.team, account.project);
             let client = Arc::new(client.context("cherry-url")?);
             vendors.counts.push(("cherry", client.counts()));
+            vendors.buying.compute = Some(Arc::new(client.for_purchases()));
             vendors.compute = Some(client as Arc<dyn ComputeProvider>);
             vendors.project = account.project;
         }

@@ -24,8 +24,10 @@ use crate::upstream::registrar::{
 
 /// The vendor's own address.
 pub const DEFAULT_URL: &str = "https://api.vercel.com";
-/// Requests a second; the vendor's limits differ by operation and are higher for most.
-const PACE: Quota = Quota::per_second(NonZeroU32::new(10).expect("not zero"));
+/// Requests a second that are anyone's, and those that are for purchases alone; the vendor's limits differ by operation
+/// and are higher for most.
+const PACE: Quota = Quota::per_second(NonZeroU32::new(6).expect("not zero"));
+const PURCHASES: Quota = Quota::per_second(NonZeroU32::new(4).expect("not zero"));
 /// Rows of a page.
 const PAGE: usize = 100;
 /// Pages read of one list.
@@ -51,6 +53,12 @@ impl Vercel {
     pub fn new(base: Url, token: Secret, team: Option<String>) -> Result<Self, BadVendorUrl> {
         let http = Endpoint::new("vercel", base, token, PACE, Words)?;
         Ok(Self { http: http.with_query("teamId", team) })
+    }
+
+    /// The same account, with a share of the pace for purchases.
+    #[must_use]
+    pub fn for_purchases(&self) -> Self {
+        Self { http: self.http.for_purchases(PURCHASES) }
     }
 
     /// What was asked of it.

@@ -92,6 +92,9 @@ async fn keep(app: &App, held: Held, compute: &dyn ComputeProvider, tenancy: &Te
 
 /// Pays for the next period from the agent's credits; tells whether the server's end has moved.
 async fn extend(app: &App, held: Held, tenancy: &Tenancy) -> Result<bool, Error> {
+    if tenancy.status == "error" {
+        return warn(app, held, tenancy, "the vendor could not install it").await.map(|()| false);
+    }
     let vendor_id = tenancy.vendor_id.clone();
     let found = app.db.read(move |conn| Box::pin(async move { sandboxes::managed(conn, &vendor_id).await }));
     let Some((sandbox, owner, at)) = found.await? else { return Ok(true) };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +22,7 @@ pub mod beats;
 pub mod births;
 pub mod calendar;
 pub mod commands;
+pub mod deployments;
 pub mod deposits;
 pub mod finality;
 pub mod grace;
@@ -57,6 +59,18 @@ pub async fn hold(app: &App, name: &'static str) -> Result<Option<Held>, Error> 
     Ok(epoch.await?.map(|epoch| Held { name, epoch }))
 }
 
+/// Gives up a lease's epoch: what was counted under it is counted anew, by whoever holds it next.
+///
+/// # Errors
+/// 503 without database.
+pub async fn begin_anew(app: &App, held: Held) -> Result<(), Error> {
+    let replica = app.replica;
+    let given_up = app.writer.apply(Target::Alone, move |tx| {
+        Box::pin(async move { Ok(leases::raise(tx, held.name, replica, held.epoch).await?) })
+    });
+    given_up.await
+}
+
 impl Held {
     /// It rises with every change of hands.
     pub const fn epoch(self) -> i64 {
@@ -71,7 +85,31 @@ impl Held {
         if leases::is_held(tx, self.name, replica, self.epoch).await? {
             return Ok(());
         }
+        tracing::warn!(
+            lease = self.name,
+            epoch = self.epoch,
+            "a lease was lost: what was to be written is not"
+        );
         Err(Error::internal(format!("the lease {} was lost", self.name)))
+    }
+
+    /// Writes as the holder, or not at all: the lease is looked at in the transaction that writes.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when another replica has it now; whatever `work` comes to.
+    pub async fn write<T, F>(self, app: &App, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Tx) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
+    {
+        let replica = app.replica;
+        let done = app.writer.apply(Target::Alone, move |tx| {
+            Box::pin(async move {
+                self.check(tx, replica).await?;
+                work(tx).await
+            })
+        });
+        done.await
     }
 }
 

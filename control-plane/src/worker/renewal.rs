@@ -12,9 +12,10 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::error::Error;
 use crate::service::automation::RENEWAL_WINDOW_DAYS;
+use crate::service::pricing;
 use crate::service::purchases::book::Wanted;
 use crate::service::purchases::item::{Item, RenewalItem};
-use crate::service::purchases::{open, quotes};
+use crate::service::purchases::open;
 use crate::store::actions::{self, ActionRow};
 use crate::store::keeping::{self, Holding};
 use crate::store::writer::{Target, Tx};
@@ -87,7 +88,7 @@ async fn keep(app: &App, held: Held, registrar: &dyn Registrar, holding: &Holdin
     let Some(agent) = holding.agent_id else {
         return refuse(app, held, holding, "no agent is linked to it").await;
     };
-    let price = match quotes::renewal(app, &name, 1).await {
+    let price = match pricing::renewal(app, &name, 1).await {
         Ok(quote) => quote.price,
         Err(error @ (Error::Conflict { .. } | Error::Invalid { .. })) => {
             return refuse(app, held, holding, &error.to_string()).await;

@@ -18,8 +18,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 /// Where a test keeps its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -333,4 +334,16 @@ fn free_port() -> u16 {
         .and_then(|listener| listener.local_addr())
         .map(|addr| addr.port())
         .unwrap_or_else(|why: io::Error| panic!("no free port: {why}"))
+}
+
+/// Runs a statement on a database, beside whoever uses it; tells how many rows it changed.
+pub async fn execute(url: &str, statement: &str) -> u64 {
+    let statement = sqlx::AssertSqlSafe(statement.to_owned());
+    let Some(file) = url.strip_prefix("sqlite://") else {
+        let mut connection = PgConnection::connect(url).await.expect("it accepts us");
+        return connection.execute(statement).await.expect("the statement runs").rows_affected();
+    };
+    let options = SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(10));
+    let mut connection = SqliteConnection::connect_with(&options).await.expect("the file opens");
+    connection.execute(statement).await.expect("the statement runs").rows_affected()
 }

@@ -9,11 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
-use super::database::{Database, Store};
+use super::database::{self, Database, Store};
 use super::http::Call;
 
 /// The program under test.
@@ -305,20 +303,7 @@ impl Server {
 
     /// Runs a statement on the database, beside the server: for what no route can bring about yet.
     pub async fn sql(&self, statement: &str) -> u64 {
-        let statement = sqlx::AssertSqlSafe(statement.to_owned());
-        match &self.options.database {
-            Database::Sqlite => {
-                let file = self.sqlite_file();
-                let options =
-                    SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(10));
-                let mut connection = SqliteConnection::connect_with(&options).await.expect("the file opens");
-                connection.execute(statement).await.expect("the statement runs").rows_affected()
-            }
-            Database::Postgres(postgres) => {
-                let mut connection = PgConnection::connect(&postgres.url).await.expect("it accepts us");
-                connection.execute(statement).await.expect("the statement runs").rows_affected()
-            }
-        }
+        database::execute(&self.database_url(), statement).await
     }
 
     /// The URL of its database.

@@ -7,10 +7,11 @@ use otonix_sdk::secret::Secret;
 
 use crate::app::App;
 use crate::error::Error;
+use crate::service::pricing;
 use crate::service::purchases::bring::Brought;
 use crate::service::purchases::item::{DomainItem, Item, Private, RenewalItem, ServerItem};
 use crate::service::purchases::machine::News;
-use crate::service::purchases::{contact, find, quotes};
+use crate::service::purchases::{contact, find};
 use crate::store::purchases::Purchase;
 use crate::upstream::providers::{
     BuyDomain, ComputeProvider, CreateServer, Cycle, Deadline, Decimal, DomainName, OrderState, Refusal,
@@ -97,7 +98,7 @@ pub enum Ready {
 pub(super) fn registrar(app: &App) -> Result<&dyn Registrar, Report> {
     let missing =
         || Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no registrar is configured");
-    app.vendors.registrar.as_deref().ok_or_else(missing)
+    app.vendors.selling_domains().map(AsRef::as_ref).ok_or_else(missing)
 }
 
 /// Whoever sells servers.
@@ -107,7 +108,7 @@ pub(super) fn registrar(app: &App) -> Result<&dyn Registrar, Report> {
 pub(super) fn compute(app: &App) -> Result<&dyn ComputeProvider, Report> {
     let missing =
         || Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no seller of servers is configured");
-    app.vendors.compute.as_deref().ok_or_else(missing)
+    app.vendors.selling_servers().map(AsRef::as_ref).ok_or_else(missing)
 }
 
 fn unreadable(what: &str) -> Report {
@@ -129,7 +130,11 @@ pub async fn prepare(app: &App, purchase: &Purchase, item: &Item) -> Result<Read
         let report = find::look(app, purchase, item).await;
         match report.news {
             News::Absent => {}
-            News::Present => return Err(report),
+            News::Present | News::UnderWay => return Err(report),
+            // It is somebody's by now, perhaps by the attempt before.
+            News::Silent if report.code == ErrorCode::DomainNotAvailable => {
+                return Err(Report { news: News::UnderWay, ..report });
+            }
             _ => return Err(Report { news: News::NotDone, ..report }),
         }
     }
@@ -177,7 +182,7 @@ async fn domain(
         let detail = format!("{name} is in the registrar's account already");
         return Err(Report::refused(ErrorCode::DomainNotAvailable, detail));
     }
-    let quote = quotes::domain(app, &name, item.years).await.map_err(|error| expected(&error))?;
+    let quote = pricing::domain(app, &name, item.years).await.map_err(|error| expected(&error))?;
     at_most(quote.price, price)?;
     let contact = contact::of(app, Private::of(purchase).contact);
     let contact = contact.ok_or_else(|| {
@@ -205,7 +210,7 @@ async fn renewal(app: &App, item: &RenewalItem, price: MicroUsd) -> Result<Renew
         let detail = format!("{name} was renewed otherwise, until {expires_at}");
         return Err(Report::refused(ErrorCode::Conflict, detail));
     }
-    let quote = quotes::renewal(app, &name, item.years).await.map_err(|error| expected(&error))?;
+    let quote = pricing::renewal(app, &name, item.years).await.map_err(|error| expected(&error))?;
     at_most(quote.price, price)?;
     Ok(RenewDomain { domain: name, years: item.years, expected: quote.expected })
 }
@@ -220,7 +225,7 @@ async fn server(
     let slug = |text: &str| Slug::parse(text).ok_or_else(|| unreadable("server"));
     let (plan, region, image) = (slug(&item.plan)?, slug(&item.region)?, slug(&item.image)?);
     let cycle = Cycle::parse(&item.cycle).ok_or_else(|| unreadable("cycle"))?;
-    let quote = quotes::server(app, &plan, &region, cycle, item.periods).await;
+    let quote = pricing::server(app, &plan, &region, cycle, item.periods).await;
     let quote = quote.map_err(|error| expected(&error))?;
     at_most(quote.price, price)?;
     Ok(CreateServer {

@@ -21,7 +21,7 @@ use crate::store::idempotency::{self, Idem, StoredAnswer};
 use crate::store::purchases::{self, Purchase};
 use crate::store::transactions::{self, Reporter};
 use crate::store::writer::Tx;
-use crate::store::{agents, ledger, orders};
+use crate::store::{agents, ledger, orders, sandboxes, tenancies};
 
 /// A purchase to be opened, before it is known who pays it.
 #[derive(Debug, Clone)]
@@ -66,6 +66,7 @@ pub fn row(tx: &Tx, wanted: &Wanted, held_in: &'static str, held: i64) -> Result
         deadline: None,
         vendor_ref: None,
         absent_since: None,
+        epoch: 0,
         next_at: tx.at,
         failure_code: None,
         failure: None,
@@ -92,8 +93,12 @@ pub async fn deliver_in(tx: &mut Tx, before: &Purchase, brought: &Brought) -> Re
     }
     money::spend(tx, before).await?;
     let item = Item::of(before)?;
-    if before.result.is_some() {
+    if let Some(result) = before.result {
         // It was delivered before, and the operator says that it is good after all.
+        if let Brought::Server(server) = brought {
+            let address = server.address.map(|address| address.to_string());
+            sandboxes::mended(tx, result, address.as_deref()).await?;
+        }
         return Ok(true);
     }
     let rows = bring::write(tx, before, &item, brought).await?;
@@ -117,7 +122,7 @@ pub async fn deliver_in(tx: &mut Tx, before: &Purchase, brought: &Brought) -> Re
         answer_in(tx, before, "delivered", &answer).await?;
     }
     record(tx, before, &item).await?;
-    log(tx, before, &item, None).await?;
+    log(tx, before, &item.describe(), item.category(), None).await?;
     tracing::info!(purchase.id = %before.id, kind = before.kind, subject = before.subject, "a purchase was delivered");
     Ok(true)
 }
@@ -145,7 +150,11 @@ pub async fn fail_in(
     if before.sale.is_some() {
         answer_in(tx, before, back.order_status(), &goods::refusal(code, &said)).await?;
     }
-    log(tx, before, &item, Some(&said)).await?;
+    if let (Item::Server(_), Some(result)) = (&item, before.result) {
+        // It is nobody's any more, and billed until the vendor has deleted it.
+        tenancies::end_now(tx, result).await?;
+    }
+    log(tx, before, &item.describe(), item.category(), Some(&said)).await?;
     tracing::warn!(purchase.id = %before.id, kind = before.kind, subject = before.subject, code = code.as_str(),
         detail, "a purchase failed");
     Ok(Some(back))
@@ -176,6 +185,13 @@ pub async fn escalate_in(
     if reopened {
         money::unspend(tx, before).await?;
     }
+    // What is bought may be what cannot be read.
+    let (what, category) = match Item::of(before) {
+        Ok(item) => (item.describe(), item.category()),
+        Err(_) => (format!("{} {}", before.kind, before.subject), "infra"),
+    };
+    let said = format!("{detail}; it waits for the operator");
+    log(tx, before, &what, category, Some(&said)).await?;
     tracing::error!(purchase.id = %before.id, kind = before.kind, subject = before.subject, detail,
         "a purchase needs the operator");
     Ok(true)
@@ -257,15 +273,45 @@ async fn record(tx: &mut Tx, purchase: &Purchase, item: &Item) -> Result<(), Err
 ///
 /// # Errors
 /// Store errors.
-pub async fn log(tx: &mut Tx, purchase: &Purchase, item: &Item, failure: Option<&str>) -> Result<(), Error> {
+pub async fn log(
+    tx: &mut Tx,
+    purchase: &Purchase,
+    what: &str,
+    category: &str,
+    failure: Option<&str>,
+) -> Result<(), Error> {
     let Some(state) = agents::states_of(&mut tx.conn, &[purchase.agent]).await?.pop() else { return Ok(()) };
     let details = failure.map(str::to_owned);
-    let mut line = ActionRow::by_server(&state, item.category(), &item.describe(), details, tx.at);
+    let mut line = ActionRow::by_server(&state, category, what, details, tx.at);
     if failure.is_some() {
         "failed".clone_into(&mut line.status);
     }
     actions::insert(tx, &[line]).await?;
     Ok(())
+}
+
+/// Why a purchase that nothing was sent for is not carried out any more: its payment left the chain, or whom it is for
+/// was killed or has no key left. (A domain is renewed all the same for an agent whose key was changed.)
+///
+/// # Errors
+/// Store errors.
+pub async fn objection(tx: &mut Tx, purchase: &Purchase) -> Result<Option<(ErrorCode, &'static str)>, Error> {
+    if let Some(sale) = purchase.sale
+        && orders::payer(&mut tx.conn, sale).await?.is_some_and(|payer| payer.status == "reversed")
+    {
+        return Ok(Some((ErrorCode::PaymentFailed, "its payment left the chain")));
+    }
+    if purchase.agent.is_nil() {
+        return Ok(None);
+    }
+    let state = agents::lock_state(tx, purchase.agent).await?;
+    if state.is_none_or(|state| state.killed) {
+        return Ok(Some((ErrorCode::AgentKilled, "the agent that it was for was killed")));
+    }
+    if purchase.kind != "renewal" && !agents::has_key(&mut tx.conn, purchase.agent).await? {
+        return Ok(Some((ErrorCode::RevokedKey, "the agent that it was for has no key any more")));
+    }
+    Ok(None)
 }
 
 /// When a purchase is due again, and nothing else; `false` when it is not (any more) where `before` has it.

@@ -83,8 +83,8 @@ pub async fn demand(app: &App, name: &DomainName, given: Option<&purchases::Cont
             why: "is needed: this server is configured with none".to_owned(),
         });
     };
-    let Some(registrar) = &app.vendors.registrar else { return Ok(()) };
-    let schema = registrar.contact_schema(name).await.map_err(super::quotes::vendor_error)?;
+    let Some(registrar) = app.vendors.selling_domains() else { return Ok(()) };
+    let schema = registrar.contact_schema(name).await.map_err(crate::service::pricing::vendor_error)?;
     let required = schema.as_ref().and_then(|schema| schema.get("required")).and_then(Value::as_array);
     for field in required.into_iter().flatten().filter_map(Value::as_str) {
         if !contact.additional.contains_key(field) {

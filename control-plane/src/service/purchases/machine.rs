@@ -2,7 +2,8 @@
 //!
 //! Vendors know no idempotency keys. A request that buys is sent by one attempt, until its deadline, and never again
 //! while it may have been carried out: whoever does not know looks, after the deadline and a while more, and only what
-//! looks have shown for ten minutes counts as not done.
+//! looks have shown for ten minutes counts as not done. Both are counted by one clock: who takes the work over, or whose
+//! clock was set, waits again.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -87,6 +88,8 @@ pub struct Progress {
     pub since: DateTime<Utc>,
     /// Whether another attempt may follow one that was not carried out.
     pub may_repeat: bool,
+    /// Whether `deadline` and `absent_since` are of the clock that is asked now: written under the same lease.
+    pub is_ours: bool,
 }
 
 /// What there is to do now.
@@ -96,6 +99,8 @@ pub enum Todo {
     Nothing,
     /// Nothing before this time.
     Wait(DateTime<Utc>),
+    /// Begin to count anew: its times are of another clock.
+    Adopt,
     /// Write an attempt down and send it.
     Attempt,
     /// Ask after the order that the vendor has named.
@@ -153,7 +158,9 @@ impl Progress {
         match self.status {
             Status::Delivered | Status::Failed | Status::NeedsOperator => Todo::Nothing,
             Status::Paid => Todo::Attempt,
+            // An order that the vendor has named is asked after at any time.
             Status::Executing | Status::Unknown if self.has_order => Todo::Follow,
+            Status::Executing | Status::Unknown if !self.is_ours => Todo::Adopt,
             Status::Executing | Status::Unknown => {
                 let from = self.deadline.map_or(self.since, |deadline| deadline + SETTLING);
                 if now < from { Todo::Wait(from) } else { Todo::Look }
@@ -184,6 +191,8 @@ impl Progress {
                 stay(Status::Unknown, None, from - now)
             }
             News::UnderWay | News::Silent if too_long => Next::Escalate,
+            // The last look before another attempt has shown something: it is in doubt again.
+            News::UnderWay if self.status == Status::Paid => stay(Status::Unknown, None, LOOK_EVERY),
             News::UnderWay => stay(self.status, None, self.follow_wait(now)),
             News::Silent => stay(self.status, self.absent_since, LOOK_EVERY),
             News::Absent => {
@@ -230,6 +239,7 @@ mod tests {
             absent_since: None,
             since: at(0),
             may_repeat: true,
+            is_ours: true,
         }
     }
 
@@ -244,6 +254,25 @@ mod tests {
         }
         let lost = executing().after(&News::Lost, at(5));
         assert!(matches!(lost, Next::Stay { status: Status::Unknown, next_at, .. } if next_at == at(120)));
+    }
+
+    #[test]
+    fn what_another_clock_has_counted_is_counted_anew() {
+        for status in [Status::Executing, Status::Unknown] {
+            let one = Progress { status, is_ours: false, ..executing() };
+            assert_eq!(one.todo(at(0)), Todo::Adopt);
+            assert_eq!(one.todo(at(1_000_000)), Todo::Adopt);
+            assert_eq!(Progress { has_order: true, ..one }.todo(at(0)), Todo::Follow);
+        }
+        let paid = Progress { status: Status::Paid, is_ours: false, ..executing() };
+        assert_eq!(paid.todo(at(0)), Todo::Attempt);
+    }
+
+    #[test]
+    fn a_last_look_that_shows_something_puts_it_in_doubt_again() {
+        let paid = Progress { status: Status::Paid, attempts: 1, ..executing() };
+        let next = paid.after(&News::UnderWay, at(900));
+        assert!(matches!(next, Next::Stay { status: Status::Unknown, absent_since: None, .. }), "{next:?}");
     }
 
     #[test]
@@ -313,25 +342,37 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a vendor says, and whenever: a request is sent again only after ten minutes of looks that began
-        /// after the last one could have arrived, and everything has ended or waits for a person after a day.
+        /// Whatever a vendor says, and whenever, and whoever holds the lease with whatever clock: a request is sent
+        /// again only after ten minutes of looks that began after the last one could have arrived.
         #[test]
         fn no_history_sends_twice_what_may_have_been_done(
-            steps in prop::collection::vec((news(), 0_i64..7_200), 1..200),
+            steps in prop::collection::vec((news(), 0_i64..7_200, prop::option::weighted(0.1, -7_200_i64..7_200)), 1..200),
             may_repeat: bool,
         ) {
             let mut now = 0;
+            // How far the holder's clock is ahead.
+            let mut ahead = 0;
             let mut one = Progress {
                 status: Status::Paid, attempts: 0, deadline: None, has_order: false, absent_since: None,
-                since: at(0), may_repeat,
+                since: at(0), may_repeat, is_ours: true,
             };
             let mut maybe_done_since: Option<i64> = None;
-            for (news, wait) in steps {
-                let todo = one.todo(at(now));
-                let news = match todo {
+            for (news, wait, taken_over) in steps {
+                if let Some(skew) = taken_over {
+                    ahead = skew;
+                    one.is_ours = false;
+                }
+                let clock = at(now + ahead);
+                let news = match one.todo(clock) {
                     Todo::Nothing => break,
                     Todo::Wait(until) => {
-                        now = (until - at(0)).num_seconds();
+                        now = (until - at(0)).num_seconds() - ahead;
+                        continue;
+                    }
+                    Todo::Adopt => {
+                        one.deadline = Some(clock + ATTEMPT);
+                        one.absent_since = None;
+                        one.is_ours = true;
                         continue;
                     }
                     Todo::Attempt => {
@@ -340,9 +381,10 @@ mod tests {
                         prop_assert!(may_repeat || one.attempts == 0);
                         one.status = Status::Executing;
                         one.attempts += 1;
-                        one.deadline = Some(at(now) + ATTEMPT);
+                        one.deadline = Some(clock + ATTEMPT);
                         one.has_order = false;
                         one.absent_since = None;
+                        one.is_ours = true;
                         match news {
                             News::Absent | News::UnderWay | News::Silent => News::Lost,
                             other => other,
@@ -363,7 +405,7 @@ mod tests {
                     News::Accepted => { one.has_order = true; maybe_done_since = Some(now); }
                     _ => {}
                 }
-                match one.after(&news, at(now)) {
+                match one.after(&news, clock) {
                     Next::Deliver => one.status = Status::Delivered,
                     Next::Fail => one.status = Status::Failed,
                     Next::Escalate => one.status = Status::NeedsOperator,
@@ -376,8 +418,8 @@ mod tests {
                         one.status = status;
                         one.attempts = attempts;
                         one.absent_since = absent_since;
-                        prop_assert!(next_at >= at(now));
-                        now = now.max((next_at - at(0)).num_seconds()) + wait;
+                        prop_assert!(next_at >= clock);
+                        now = now.max((next_at - at(0)).num_seconds() - ahead) + wait;
                     }
                 }
                 if now >= 2 * 86_400 {

@@ -13,7 +13,6 @@ pub mod book;
 pub mod bootstrap;
 pub mod bring;
 pub mod contact;
-pub mod deployment;
 pub mod find;
 pub mod item;
 pub mod lists;
@@ -21,16 +20,15 @@ pub mod machine;
 pub mod money;
 pub mod offers;
 pub mod open;
-pub mod quotes;
 pub mod resolve;
 pub mod reversal;
 pub mod secrets;
 
-/// A purchase as the state machine sees it.
+/// A purchase as the state machine sees it, for who holds the lease in an epoch.
 ///
 /// # Errors
 /// [`Error::Internal`] when the row cannot be read.
-pub fn progress(purchase: &Purchase) -> Result<Progress, Error> {
+pub fn progress(purchase: &Purchase, epoch: i64) -> Result<Progress, Error> {
     let status = Status::parse(&purchase.status);
     let status = status.ok_or_else(|| Error::internal("a purchase's status is not known"))?;
     let has_order = purchase.vendor_ref.is_some() && matches!(purchase.kind.as_str(), "domain" | "renewal");
@@ -43,5 +41,6 @@ pub fn progress(purchase: &Purchase) -> Result<Progress, Error> {
         since: purchase.since,
         // A second renewal would buy another year.
         may_repeat: matches!(purchase.kind.as_str(), "domain" | "server"),
+        is_ours: purchase.epoch == epoch,
     })
 }

@@ -14,8 +14,9 @@ use crate::auth::{Caller, Principal};
 use crate::error::Error;
 use crate::service::payments::Sale;
 use crate::service::payments::goods::Goods;
+use crate::service::pricing;
 use crate::service::purchases::item::{DomainItem, Item, PeriodItem, Private, ServerItem};
-use crate::service::purchases::{bootstrap, contact, quotes};
+use crate::service::purchases::{bootstrap, contact};
 use crate::service::{linked_agent, linked_sandbox, record_owner};
 use crate::store::agents::AgentState;
 use crate::store::{purchases, sandboxes};
@@ -80,7 +81,7 @@ pub async fn domain(app: &App, caller: &Caller, body: RegisterDomain) -> Result<
     }
     let agent = beneficiary(app, caller, body.agent_id).await?;
     let sandbox = linked_sandbox(app, caller, body.sandbox_id).await?;
-    let Some(registrar) = &app.vendors.registrar else {
+    let Some(registrar) = app.vendors.selling_domains() else {
         return Err(Error::NotConfigured {
             code: ErrorCode::UpstreamNotConfigured,
             detail: "no registrar is configured on this server",
@@ -94,12 +95,12 @@ pub async fn domain(app: &App, caller: &Caller, body: RegisterDomain) -> Result<
         return Err(Error::conflict(ErrorCode::PurchaseUnderWay, detail));
     }
     let names = [name];
-    let free = registrar.available(&names).await.map_err(quotes::vendor_error)?;
+    let free = registrar.available(&names).await.map_err(pricing::vendor_error)?;
     let [name] = names;
     if free != [true] {
         return Err(Error::conflict(ErrorCode::DomainNotAvailable, format!("{name} is taken")));
     }
-    let quote = quotes::domain(app, &name, years).await?;
+    let quote = pricing::domain(app, &name, years).await?;
     let owner = record_owner(caller, agent.as_ref());
     let item = Item::Domain(DomainItem {
         domain: name.as_str().to_owned(),
@@ -193,11 +194,11 @@ pub async fn quote_server(app: &App, project: u64, asked: Asked) -> Result<(Item
     if bootstrap {
         bootstrap::package(app)?;
     }
-    let quote = quotes::server(app, &asked.plan, &asked.region, asked.cycle, asked.periods).await?;
-    let Some(compute) = &app.vendors.compute else {
+    let quote = pricing::server(app, &asked.plan, &asked.region, asked.cycle, asked.periods).await?;
+    let Some(compute) = app.vendors.selling_servers() else {
         return Err(Error::internal("a price without a seller"));
     };
-    let images = compute.images(&asked.plan).await.map_err(quotes::vendor_error)?;
+    let images = compute.images(&asked.plan).await.map_err(pricing::vendor_error)?;
     let image = images.iter().find(|image| image.slug == asked.image);
     let image = image.ok_or_else(|| Error::invalid("image", "is not one of this plan's"))?;
     if image.licensed {
@@ -248,7 +249,7 @@ pub async fn quote_period(
     let cycle = cycle_of(&at.cycle)?;
     let periods = periods_of(cycle, periods)?;
     let plan = Slug::of_field("plan", &at.plan)?;
-    let quote = quotes::period(app, &plan, cycle, periods).await?;
+    let quote = pricing::period(app, &plan, cycle, periods).await?;
     let item = Item::Period(PeriodItem {
         sandbox: sandbox.id,
         vendor_id: at.vendor_id.clone(),
@@ -269,13 +270,13 @@ pub async fn period(app: &App, caller: &Caller, server: u64, body: ExtendServer)
     let found = app.db.read(move |conn| Box::pin(async move { sandboxes::managed(conn, &id).await })).await?;
     let (sandbox, owner, at) = found.ok_or_else(|| Error::not_found("server", server))?;
     caller.must_own("server", server, owner, sandbox.agent_id.map(AgentId::uuid))?;
-    let Some(compute) = &app.vendors.compute else {
+    let Some(compute) = app.vendors.selling_servers() else {
         return Err(Error::NotConfigured {
             code: ErrorCode::UpstreamNotConfigured,
             detail: "no seller of servers is configured on this server",
         });
     };
-    if compute.server(server).await.map_err(quotes::vendor_error)?.is_none() {
+    if compute.server(server).await.map_err(pricing::vendor_error)?.is_none() {
         return Err(Error::not_found("server", server));
     }
     let (item, price) = quote_period(app, &sandbox, &at, body.periods).await?;

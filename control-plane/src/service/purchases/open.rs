@@ -85,7 +85,7 @@ pub async fn by_sale(tx: &mut Tx, wanted: &Wanted, payment: &Payment<'_>) -> Res
     }
     let rows = bring::write(tx, &purchase, &wanted.item, &Brought::Period).await?;
     purchases::set_result(tx, purchase.id, rows.id()).await?;
-    book::log(tx, &purchase, &wanted.item, None).await?;
+    book::log(tx, &purchase, &wanted.item.describe(), wanted.item.category(), None).await?;
     Ok(Opened::Done(purchase.id, rows.answer(payment.receipt.clone())?))
 }
 

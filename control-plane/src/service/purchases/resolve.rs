@@ -8,12 +8,13 @@ use otonix_sdk::limits;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Error;
+use crate::service::pricing;
 use crate::service::purchases::act::Report;
 use crate::service::purchases::bring::Brought;
 use crate::service::purchases::item::Item;
 use crate::service::purchases::lists::shown;
 use crate::service::purchases::machine::{News, Status};
-use crate::service::purchases::{book, find, quotes};
+use crate::service::purchases::{book, find};
 use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{IdemFor, Target, Tx, Written};
 
@@ -71,9 +72,9 @@ async fn brought(app: &App, purchase: &Purchase, vendor_id: Option<&str>) -> Res
     let item = Item::of(purchase)?;
     if let (Item::Server(_), Some(text)) = (&item, vendor_id) {
         let id = text.parse().map_err(|_| Error::invalid("vendorId", "must be the server's number"))?;
-        let compute = app.vendors.compute.as_ref();
+        let compute = app.vendors.selling_servers();
         let compute = compute.ok_or_else(|| Error::invalid("vendorId", "cannot be looked up here"))?;
-        let server = compute.server(id).await.map_err(quotes::vendor_error)?;
+        let server = compute.server(id).await.map_err(pricing::vendor_error)?;
         let server = server.ok_or_else(|| Error::not_found("server", id))?;
         return Ok(Brought::Server(Box::new(server)));
     }

@@ -18,8 +18,8 @@ use otonix_control_plane::service::{agents, keys};
 use otonix_control_plane::store::audit;
 use otonix_control_plane::store::orders::{self, Sold};
 use otonix_control_plane::store::purchases::{self, Purchase};
-use otonix_control_plane::store::writer::{Target, Written};
-use otonix_control_plane::store::{Db, leases, migrate};
+use otonix_control_plane::store::writer::Written;
+use otonix_control_plane::store::{Db, migrate};
 use otonix_control_plane::worker::purchases as worker;
 use otonix_sdk::api::agents::{Grant, RegisterAgent};
 use otonix_sdk::api::keys::GenerateKey;
@@ -36,7 +36,7 @@ use uuid::Uuid;
 
 use super::shelf::Shelf;
 use crate::support::Store;
-use crate::support::database::Database;
+use crate::support::database::{Database, execute};
 
 /// An app, its clock and its vendors.
 pub struct Bench {
@@ -124,14 +124,24 @@ impl Bench {
 
     /// The same server after it was killed, or a replica: on the same database, with the same vendors.
     pub async fn again(&self) -> Self {
-        let replica = self.app.replica;
-        let released = self
-            .app
-            .writer
-            .apply(Target::Alone, move |tx| Box::pin(async move { Ok(leases::release(tx, replica).await?) }));
-        released.await.expect("released");
+        self.lease_is_free().await;
+        self.beside(self.clock.clone()).await
+    }
+
+    /// A replica with a clock of its own; the lease is where it was.
+    pub async fn beside(&self, clock: TestClock) -> Self {
         let (dir, database) = (Arc::clone(&self.dir), self.database.clone());
-        Self::on(self.url.clone(), dir, database, self.clock.clone(), self.shelf.clone()).await
+        Self::on(self.url.clone(), dir, database, clock, self.shelf.clone()).await
+    }
+
+    /// The lease is anyone's.
+    pub async fn lease_is_free(&self) {
+        self.sql("UPDATE leases SET expires_at = '1970-01-01 00:00:00+00:00'").await;
+    }
+
+    /// Runs a statement beside the server.
+    pub async fn sql(&self, statement: &str) -> u64 {
+        execute(&self.url, statement).await
     }
 
     async fn on(url: String, dir: Arc<TempDir>, database: Database, clock: TestClock, shelf: Shelf) -> Self {

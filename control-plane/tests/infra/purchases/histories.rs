@@ -23,14 +23,14 @@ on_each_store!(
 );
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
+pub enum What {
     Domain,
     Server,
     Renewal,
 }
 
 /// Begins a purchase; its id and what the vendors count it as.
-async fn begin(bench: &Bench, what: What) -> (Uuid, String) {
+pub async fn begin(bench: &Bench, what: What) -> (Uuid, String) {
     match what {
         What::Domain | What::Server => {
             let (item, price) =

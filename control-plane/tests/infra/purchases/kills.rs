@@ -14,6 +14,7 @@ use otonix_control_plane::store::Db;
 use otonix_control_plane::worker::purchases as worker;
 use otonix_sdk::clock::TestClock;
 use otonix_sdk::prices::PriceTable;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,45 @@ on_each_store!(
     an_answer_that_was_lost_is_the_same_when_it_is_asked_for_again,
     fifty_buyers_of_one_domain_pay_once,
 );
+
+/// Needs a second program on the same database.
+#[tokio::test]
+async fn a_program_that_was_stopped_and_has_lost_the_lease_writes_nothing_when_it_goes_on() {
+    let market = Market::open(Store::Postgres).await;
+    // The vendor acts, and answers while the program is stopped.
+    let stops = [
+        ("createServer", How::Late(Duration::from_secs(1))),
+        ("createServer", How::ActThen(500)),
+        ("listServers", How::Instead(500)),
+    ];
+    for (n, (operation, how)) in stops.into_iter().enumerate() {
+        let name = format!("agent-{n}");
+        let quote = Quote::of(&market.server(&name).await);
+        let payment = quote.pay_v2(&market.shop.customer);
+        let before = market.fake.count("createServer");
+        market.fake.fail(operation, how);
+        let call = market.server(&name).header("payment-signature", &payment);
+        let asking = tokio::spawn(call.attempt());
+        until_true("the vendor is asked", LONG, async || market.fake.count("createServer") > before).await;
+        market.shop.server.signal(Signal::STOP);
+        market.fake.mend();
+        market.finish().await;
+        market.shop.server.signal(Signal::CONT);
+        let lost = || market.shop.server.log().matches("a lease was lost").count();
+        let ends = async || lost() > n || asking.is_finished();
+        until_true("it goes on", LONG, ends).await;
+        let _answer_or_not = asking.await;
+        let ask = || market.server(&name);
+        assert_eq!(market.served(ask, &payment).await["sandbox"]["name"], name);
+        let rows = market.purchases(&name).await;
+        assert_eq!((rows.len(), &rows[0]["attempts"]), (1, &json!(1)), "{operation} {how:?}: {rows:?}");
+        let machines = market
+            .fake
+            .with(|world| world.cherry.machines.values().filter(|machine| machine.hostname == name).count());
+        assert_eq!((machines, market.fake.count("createServer")), (1, before + 1), "{operation} {how:?}");
+        market.checked();
+    }
+}
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -119,6 +159,12 @@ impl Market {
         let one = ask().await;
         assert_eq!(one.text(), ask().await.text(), "a repeat gets the same bytes");
         one.ok(201)
+    }
+
+    /// The purchases of a thing, as the operator sees them.
+    async fn purchases(&self, subject: &str) -> Vec<Value> {
+        let all = self.shop.server.as_operator("GET", "/api/purchases").await.list();
+        all.into_iter().filter(|row| row["subject"] == subject).collect()
     }
 
     pub fn checked(&self) {

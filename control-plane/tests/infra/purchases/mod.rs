@@ -3,9 +3,11 @@
 mod bench;
 mod bootstrap;
 mod credits;
+mod ends;
 mod flows;
 mod histories;
 mod kills;
+mod leases;
 mod offers;
 mod races;
 mod reversals;

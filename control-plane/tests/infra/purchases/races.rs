@@ -11,7 +11,6 @@ use crate::support::{Store, on_each_store};
 on_each_store!(
     of_fifty_payments_for_a_domain_one_buys_it_and_the_others_get_their_money_back,
     one_payment_presented_by_many_is_one_purchase,
-    two_replicas_carry_out_one_purchase_once,
 );
 
 async fn of_fifty_payments_for_a_domain_one_buys_it_and_the_others_get_their_money_back(store: Store) {
@@ -67,8 +66,10 @@ async fn one_payment_presented_by_many_is_one_purchase(store: Store) {
     bench.audit().await;
 }
 
-async fn two_replicas_carry_out_one_purchase_once(store: Store) {
-    let one = Bench::open(store).await;
+/// An embedded database has one server.
+#[tokio::test]
+async fn two_replicas_carry_out_one_purchase_once() {
+    let one = Bench::open(Store::Postgres).await;
     let two = one.again().await;
     one.shelf.next(&[How::LostAfter, How::LostBefore]);
     let mut sales = Vec::new();

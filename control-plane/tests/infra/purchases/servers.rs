@@ -1,5 +1,7 @@
 //! Servers: found by their mark, installed later, their password shown once.
 
+use std::sync::Arc;
+
 use otonix_control_plane::service::purchases::resolve::resolve;
 use otonix_control_plane::service::purchases::secrets;
 use otonix_control_plane::service::sandboxes;
@@ -111,16 +113,40 @@ async fn a_password_is_shown_once_and_never_stored(store: Store) {
     assert!(!stored.contains("invented-Passw0rd") && stored.contains("\"secretShown\":true"), "{stored}");
     // While the vendor cannot be asked the right to it is not used up.
     bench.shelf.world.lock().away = true;
-    assert_eq!(secrets::reveal(&bench.app, sold.id, stored.clone()).await, stored);
+    assert_eq!(shown(&bench, sold.id, &stored).await.body, stored);
     bench.shelf.world.lock().away = false;
     let replica = bench.again().await;
     let asked = [&bench, &replica, &bench, &replica];
-    let shown = futures_util::future::join_all(
-        asked.map(|bench| secrets::reveal(&bench.app, sold.id, stored.clone())),
-    );
-    let shown = shown.await;
-    let with: Vec<_> = shown.iter().filter(|body| body.contains("invented-Passw0rd")).collect();
-    assert_eq!(with.len(), 1, "{shown:?}");
-    assert!(with[0].contains("\"username\":\"root\"") && !with[0].contains("secretShown"), "{with:?}");
-    assert_eq!(secrets::reveal(&bench.app, sold.id, stored.clone()).await, stored);
+    let answers = futures_util::future::join_all(asked.map(|bench| shown(bench, sold.id, &stored))).await;
+    let with: Vec<_> = answers.iter().filter_map(|answer| Some((&answer.body, answer.right?))).collect();
+    let [(body, right)] = with.as_slice() else { panic!("{answers:?}") };
+    assert!(body.contains("invented-Passw0rd"), "{body}");
+    assert!(body.contains("\"username\":\"root\"") && !body.contains("secretShown"), "{body}");
+    let others = answers.iter().filter(|answer| answer.right.is_none());
+    assert!(others.clone().all(|answer| answer.body == stored) && others.count() == 3);
+    // Its buyer has hung up: the next one has it. The process was killed: who asks a minute later has it.
+    secrets::end(Arc::clone(&bench.app), *right, false).await;
+    let second = shown(&replica, sold.id, &stored).await;
+    assert!(second.body.contains("invented-Passw0rd"), "{second:?}");
+    bench.pass(59);
+    assert_eq!(shown(&bench, sold.id, &stored).await.right, None, "the answer may be on its way");
+    bench.pass(1);
+    let third = shown(&bench, sold.id, &stored).await;
+    assert!(third.body.contains("invented-Passw0rd"), "{third:?}");
+    // One whose time is over says nothing about the one after it.
+    secrets::end(Arc::clone(&bench.app), second.right.expect("it had one"), true).await;
+    secrets::end(Arc::clone(&bench.app), third.right.expect("it had one"), true).await;
+    for secs in [0, 60, 3600] {
+        bench.pass(secs);
+        assert_eq!(shown(&bench, sold.id, &stored).await.body, stored, "it was sent: never again");
+    }
+    // What else changes of the purchase gives nothing back.
+    bench.shelf.world.lock().servers.clear();
+    bench.live(900, 30).await;
+    assert_eq!(bench.purchase(sold.id).await.status, "needs_operator");
+    assert_eq!(shown(&bench, sold.id, &stored).await.body, stored);
+}
+
+async fn shown(bench: &Bench, sale: uuid::Uuid, body: &str) -> secrets::Revealed {
+    secrets::reveal(&bench.app, sale, body.to_owned()).await
 }

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Months, Utc};
+use chrono::{DateTime, Months, TimeDelta, Utc};
 use otonix_control_plane::upstream::providers::*;
 use otonix_sdk::clock::{Clock, TestClock};
 use otonix_sdk::secret::Secret;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
+
+/// A request that was stopped for longer is not sent.
+const SEND_FOR: TimeDelta = TimeDelta::seconds(55);
 
 /// How a write goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +62,12 @@ pub struct World {
     pub writes: VecDeque<How>,
     /// Reads fail.
     pub away: bool,
+    /// Every call fails so, reads and writes.
+    pub trouble: Option<VendorError>,
+    /// Every call ends its caller's task by a panic: a fault of ours.
+    pub panics: bool,
+    /// Writes that came in, done or not.
+    pub asked: u32,
     /// Orders fail with this code once they are carried out.
     pub order_fails: Option<(String, bool)>,
     /// How often each thing was really bought.
@@ -80,6 +89,8 @@ pub struct Shelf {
     pub world: Arc<Mutex<World>>,
     /// The caller has come to where it is to be killed.
     pub hanging: Arc<Notify>,
+    /// Lets a caller go on that hangs.
+    pub resume: Arc<Notify>,
     clock: TestClock,
 }
 
@@ -96,6 +107,9 @@ impl Shelf {
             stock: 5,
             writes: VecDeque::new(),
             away: false,
+            trouble: None,
+            panics: false,
+            asked: 0,
             order_fails: None,
             bought: BTreeMap::new(),
             contacts: Vec::new(),
@@ -105,7 +119,12 @@ impl Shelf {
             kill: None,
             next: 383_531,
         };
-        Self { world: Arc::new(Mutex::new(world)), hanging: Arc::default(), clock: clock.clone() }
+        Self {
+            world: Arc::new(Mutex::new(world)),
+            hanging: Arc::default(),
+            resume: Arc::default(),
+            clock: clock.clone(),
+        }
     }
 
     pub fn vendors(&self) -> Vendors {
@@ -127,18 +146,19 @@ impl Shelf {
         self.world.lock().bought.get(what).copied().unwrap_or(0)
     }
 
-    /// One call: ends here for ever when the caller is to be killed at it.
+    /// One call: stops here when the caller is to be killed, or stopped, at it.
     async fn call(&self, acted: bool) {
         let here = {
             let mut world = self.world.lock();
             if !acted {
                 world.calls += 1;
             }
+            assert!(!world.panics, "as the test wants it");
             world.kill == Some(Kill { at: world.calls, acted })
         };
         if here {
             self.hanging.notify_one();
-            std::future::pending::<()>().await;
+            self.resume.notified().await;
         }
     }
 
@@ -146,12 +166,27 @@ impl Shelf {
         self.call(false).await;
         let mut world = self.world.lock();
         world.looks += 1;
+        if let Some(trouble) = &world.trouble {
+            return Err(trouble.clone());
+        }
         if world.away { Err(VendorError::not_done(Refusal::Unavailable, "no answer")) } else { Ok(()) }
     }
 
     /// Whether to do it, after how many looks it shows, and what to answer then.
     async fn write(&self) -> Result<(bool, u32), VendorError> {
+        let began = self.clock.now();
         self.call(false).await;
+        // As the clients do right before a body is written, by a clock that the test can move.
+        if self.clock.now() - began >= SEND_FOR {
+            return Err(VendorError::not_done(
+                Refusal::Unavailable,
+                "its time had passed before it was sent",
+            ));
+        }
+        self.world.lock().asked += 1;
+        if let Some(trouble) = &self.world.lock().trouble {
+            return Err(trouble.clone());
+        }
         match self.world.lock().writes.pop_front().unwrap_or(How::Well) {
             How::Well => Ok((true, 0)),
             How::LostAfter => Ok((false, 0)),

@@ -85,6 +85,14 @@ async fn names_are_checked_at_the_registrars_price(store: Store) {
         assert_eq!(answer, wanted);
     }
     assert_eq!(fake.count("getDomainPrice"), 1);
+    // A repeat with its key gets what was answered then, whatever has become of the name.
+    let body = json!({"domain": "once.com"});
+    let first = check(body.clone()).once("k").await.ok(200);
+    fake.take_domain("once.com");
+    let second = check(body).once("k").await;
+    assert_eq!(second.header("idempotency-replayed"), Some("true"));
+    assert_eq!((second.ok(200), &first["available"]), (first.clone(), &json!(true)));
+    check(json!({"domain": "other.com"})).once("k").await.refused(409, "idempotency_key_reused");
     let taken = check(json!({"domain": "taken.com"})).await.ok(200);
     assert_eq!((&taken["available"], &taken["price"]), (&json!(false), &json!(null)));
     let several = check(json!({"domains": ["a.dev", "taken.com", "b.unknown"]})).await.ok(200);
@@ -138,6 +146,14 @@ async fn a_zone_is_its_owners(store: Store) {
     assert!(lost.header("retry-after").is_some());
     let listed = server.get(&zone).key(&own).await.list();
     assert_eq!(listed, [made.clone(), found]);
+    let copied = async || {
+        let rows = server.get("/api/domains").key(&own).await.list();
+        let row = rows.into_iter().find(|row| row["name"] == NAME).expect("it is there");
+        row["dnsRecords"].clone()
+    };
+    let a = json!({"type": "A", "name": "@", "value": "185.150.0.42", "ttl": 300});
+    let txt = json!({"type": "TXT", "name": "@", "value": "x", "ttl": 300});
+    assert_eq!(copied().await, json!([a, txt]));
     assert_eq!(server.as_operator("GET", &zone).await.list().len(), 2);
     assert_eq!(server.get("/api/vercel/domains").key(&own).await.list()[0]["name"], NAME);
     assert!(server.get("/api/vercel/domains").key(&other).await.list().is_empty());
@@ -158,6 +174,7 @@ async fn a_zone_is_its_owners(store: Store) {
     server.post(&zone).key(&own).json(json!({"type": "A", "value": "x"})).await.bad_field("value");
     assert_eq!(fake.seen().len(), before, "the vendor was asked");
     server.delete(&format!("{zone}/{id}")).key(&own).await.ok(200);
+    assert_eq!(copied().await, json!([txt]));
     server.delete(&format!("{zone}/{id}")).key(&own).await.refused(404, "not_found");
     assert_eq!(server.get(&zone).key(&own).await.list().len(), 1);
     assert!(fake.violations().is_empty(), "{:?}", fake.violations());
