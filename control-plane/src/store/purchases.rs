@@ -351,7 +351,7 @@ pub async fn due(
 ) -> Result<Vec<Purchase>, StoreError> {
     const SQL: &str = select!(
         "WHERE status IN ('paid', 'executing', 'unknown') \
-        AND (next_at <= $1 OR (status <> 'paid' AND lease_epoch <> $3)) ORDER BY next_at, id LIMIT $2"
+        AND (next_at <= $1 OR (status <> 'paid' AND vendor_ref IS NULL AND lease_epoch <> $3)) ORDER BY next_at, id LIMIT $2"
     );
     let rows: Vec<PurchaseRead> =
         on!(conn, |c| sqlx::query_as(SQL).bind(now).bind(limit).bind(epoch).fetch_all(c).await?);
