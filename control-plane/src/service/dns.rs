@@ -155,11 +155,12 @@ pub fn parse(domain: &DomainName, body: &NewZoneRecord) -> Result<NewRecord, Err
 
 /// The name below the domain: empty for `@`, for nothing, and for the domain itself.
 fn name_below(domain: &DomainName, name: &str) -> Result<String, Error> {
-    let name = name.trim().trim_end_matches('.').to_ascii_lowercase();
+    let name = name.trim().to_ascii_lowercase();
+    let name = name.strip_suffix('.').filter(|rest| !rest.is_empty()).unwrap_or(&name);
     let name = if name == "@" || name == domain.as_str() {
         ""
     } else {
-        name.strip_suffix(&format!(".{domain}")).unwrap_or(&name)
+        name.strip_suffix(&format!(".{domain}")).unwrap_or(name)
     };
     let fits = |(index, label): (usize, &str)| {
         let wild = index == 0 && label == "*";
@@ -182,7 +183,7 @@ fn below_only(name: &str, kind: &str) -> Result<(), Error> {
 
 /// The name of another machine; a name with an underscore is one too, an address is not.
 fn host(field: &str, value: &str) -> Result<String, Error> {
-    let name = value.trim_end_matches('.').to_ascii_lowercase();
+    let name = value.strip_suffix('.').unwrap_or(value).to_ascii_lowercase();
     let fits = |label: &str| {
         let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
         plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
@@ -282,6 +283,10 @@ mod tests {
             r#"{"type":"CNAME","name":"agent-seven.dev","value":"example.com"}"#,
             r#"{"type":"CNAME","name":"www","value":"1.2.3.4"}"#,
             r#"{"type":"CNAME","name":"www","value":"a..b"}"#,
+            r#"{"type":"CNAME","name":"www","value":"a.b.."}"#,
+            r#"{"type":"A","name":".","value":"1.2.3.4"}"#,
+            r#"{"type":"A","name":"..","value":"1.2.3.4"}"#,
+            r#"{"type":"A","name":"www..","value":"1.2.3.4"}"#,
             r#"{"type":"MX","value":"mail.example.com"}"#,
             r#"{"type":"MX","value":"70000 mail.example.com"}"#,
             r#"{"type":"TXT","value":""}"#,
