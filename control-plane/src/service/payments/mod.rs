@@ -354,11 +354,11 @@ async fn seen(app: &App, asked: &Asked, presented: &Presented) -> Result<Option<
     match presented {
         Presented::Order(proof) => {
             let Some(sold) = sold(app, order_id::hash_of(&proof.order_id)).await? else { return Ok(None) };
-            let hash: Option<Hash> = proof.tx_hash.parse().ok();
+            let hash = proof::hash_of(proof)?;
             if sold.binding != asked.binding {
                 return Err(used_elsewhere());
             }
-            if hash.map(|hash| hash.0) != Some(sold.tx_hash) {
+            if hash.0 != sold.tx_hash {
                 let detail = "this order was paid by another payment";
                 return Err(Error::conflict(ErrorCode::OrderAlreadyPaid, detail));
             }

@@ -38,6 +38,18 @@ enum Tie {
     Wallet(Uuid),
 }
 
+fn malformed(field: &str, why: &str) -> Error {
+    Error::Malformed { code: ErrorCode::InvalidPayment, detail: format!("X-PAYMENT: `{field}` {why}") }
+}
+
+/// The transfer that a proof names.
+///
+/// # Errors
+/// 400 when it is no hash.
+pub fn hash_of(proof: &OrderProof) -> Result<Hash, Error> {
+    proof.tx_hash.parse().map_err(|_| malformed("txHash", "must be 0x and 64 hex digits"))
+}
+
 /// Takes the proof of an order.
 ///
 /// # Errors
@@ -49,14 +61,8 @@ pub async fn take(
     sale: &Sale,
     proof: &OrderProof,
 ) -> Result<Paid, Stop> {
-    let bad = |field: &str, why: &str| {
-        Stop::Error(Error::Malformed {
-            code: ErrorCode::InvalidPayment,
-            detail: format!("X-PAYMENT: `{field}` {why}"),
-        })
-    };
-    let hash: Hash = proof.tx_hash.parse().map_err(|_| bad("txHash", "must be 0x and 64 hex digits"))?;
-    let payer: EvmAddress = proof.payer.parse().map_err(|_| bad("payer", "must be an address"))?;
+    let hash = hash_of(proof)?;
+    let payer: EvmAddress = proof.payer.parse().map_err(|_| malformed("payer", "must be an address"))?;
     let Some(order) = parts.order(&proof.order_id) else {
         return Err(Refused::new(ErrorCode::PaymentMismatch, "this order is not known here").into());
     };
