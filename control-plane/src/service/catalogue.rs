@@ -32,6 +32,8 @@ const MOST: usize = 10_000;
 const COMPUTE_READS: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 /// Of ten requests a second to the registrar, six are for readers.
 const REGISTRAR_READS: NonZeroU32 = NonZeroU32::new(6).expect("not zero");
+/// Types of plans whose images are asked for when nobody names a plan.
+const MOST_TYPES: usize = 4;
 /// Readers may ask this much at once, when nobody has asked for a while.
 const BURST: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 /// How long a reader waits for its turn.
@@ -162,7 +164,32 @@ pub async fn regions(app: &App) -> Result<Arc<Vec<Region>>, Error> {
 /// As [`plans`]; 404 for a plan that is not there.
 pub async fn images(app: &App, plan: &Slug) -> Result<Arc<Vec<Image>>, Error> {
     let (kept, vendor) = (&app.catalogue, compute(app)?);
+    if !plans(app).await?.iter().any(|one| one.slug == *plan || one.id.to_string() == plan.as_str()) {
+        return Err(Error::not_found("plan", plan));
+    }
     kept.images.get(plan, &kept.compute_reads, || vendor.images(plan)).await
+}
+
+/// What servers can be installed with at all: the images of one plan of each type.
+///
+/// # Errors
+/// As [`plans`].
+pub async fn all_images(app: &App) -> Result<Vec<Image>, Error> {
+    let plans = plans(app).await?;
+    let mut types: Vec<&Option<String>> = Vec::new();
+    let mut found: Vec<Image> = Vec::new();
+    for plan in plans.iter() {
+        if types.len() >= MOST_TYPES || types.contains(&&plan.kind) {
+            continue;
+        }
+        types.push(&plan.kind);
+        for image in images(app, &plan.slug).await?.iter() {
+            if found.iter().all(|known| known.slug != image.slug) {
+                found.push(image.clone());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The account's teams.
