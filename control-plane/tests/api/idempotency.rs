@@ -147,6 +147,17 @@ async fn of_many_at_once_one_is_done(store: Store) {
         }
         assert!(!done.is_empty());
         assert!(done.iter().all(|answer| answer.body == done[0].body));
+        // Once it is done, all of many repeats at once have the answer.
+        let repeats: Vec<_> = (0..20)
+            .map(|_| {
+                let call = server.post("/api/compute-logs").key(&agent.key);
+                tokio::spawn(call.once(&format!("race {round}")).json(body.clone()).attempt())
+            })
+            .collect();
+        for repeat in repeats {
+            let answer = repeat.await.expect("no panic").expect("an answer");
+            assert_eq!((answer.status, &answer.body), (201, &done[0].body));
+        }
         assert_eq!(server.look(&agent).await["credits"], -1 - round);
     }
     assert_eq!(server.get("/api/compute-logs").key(&agent.key).await.list().len(), 5);
