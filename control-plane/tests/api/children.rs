@@ -245,8 +245,10 @@ async fn bad_fields_are_named(store: Store) {
     ] {
         server.post(&parent.path("children")).key(&parent.key).json(body).await.bad_field(field);
     }
-    let body = json!({"name": "c", "budget": 5, "server": {"plan": "p"}});
-    server.post(&parent.path("children")).key(&parent.key).json(body).await.bad_field("server");
+    for (order, field) in [(json!("x"), "server"), (json!({"plan": "p"}), "server.region")] {
+        let body = json!({"name": "c", "budget": 5, "server": order});
+        server.post(&parent.path("children")).key(&parent.key).json(body).await.bad_field(field);
+    }
     let order = json!({"plan": "p", "region": "r", "image": "i", "hostname": "h", "cycle": "hourly"});
     let body = json!({"name": "c", "budget": 5, "server": order});
     server
