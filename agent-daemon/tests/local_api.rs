@@ -210,7 +210,7 @@ fn half_open_connections_keep_no_honest_caller_waiting() {
         for n in 0..20 {
             let began = Instant::now();
             daemon.log(&format!("honest {n}"));
-            assert!(began.elapsed() < Duration::from_secs(2), "{text:?}: {:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(4), "{text:?}: {:?}", began.elapsed());
         }
         assert!(home.call(&["status"]).status.success());
         drop(held);

@@ -1,9 +1,14 @@
 //! What the server says about itself, and the vendors' routes before any vendor is configured.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use serde_json::json;
 
+use crate::support::poll::until_true;
 use crate::support::{Server, Store, on_each_store};
 
 on_each_store!(
@@ -141,20 +146,23 @@ async fn vendors_say_that_they_are_not_configured(store: Store) {
 async fn the_server_stops_cleanly_and_loses_nothing(store: Store) {
     let mut server = Server::start(store).await;
     let agent = server.agent("a").await;
+    let begun = Arc::new(AtomicUsize::new(0));
     let writers: Vec<_> = (0..8)
         .map(|n| {
+            let begun = Arc::clone(&begun);
             let call = server.post(&agent.path("actions")).key(&agent.key);
             let call = call.json(json!({"action": format!("w{n}"), "category": "system"}));
             tokio::spawn(async move {
                 let mut done = 0;
                 while call.clone().attempt().await.is_ok_and(|answer| answer.status == 201) {
                     done += 1;
+                    begun.fetch_add(1, Ordering::Relaxed);
                 }
                 done
             })
         })
         .collect();
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    until_true("they write", Duration::from_secs(30), async || begun.load(Ordering::Relaxed) > 20).await;
     server.stop().await;
     let mut done = 0;
     for writer in writers {
