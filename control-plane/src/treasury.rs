@@ -132,7 +132,8 @@ fn address(name: &str, text: &str) -> anyhow::Result<EvmAddress> {
     parse_address(text.trim()).map_err(|why| anyhow::anyhow!("{name} `{text}` {why}"))
 }
 
-fn is_web(url: &str) -> bool {
+/// Whether a text is an http or https URL with a host.
+pub(crate) fn is_web(url: &str) -> bool {
     let read: Result<http::Uri, _> = url.parse();
     read.is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())

@@ -78,6 +78,7 @@ pub fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
             code,
             detail: problem.detail,
             more: serde_json::Map::new(),
+            first_id: Some(problem.request_id).filter(|id| !id.is_empty()),
         });
     }
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
@@ -113,6 +114,7 @@ where
         return handler(call).await.unwrap_or_else(Error::into_response);
     };
     let app = Arc::clone(&call.app);
+    let id = call.request_id();
     let Some(_turn) = Turn::take(&app, idem.scope) else {
         return beside(&app, &call, idem).await.unwrap_or_else(Error::into_response);
     };
@@ -120,7 +122,7 @@ where
         Ok(response) => response,
         Err(error) if problem::is_final(&error) => {
             let status = problem::status(&error);
-            let body = problem::body(status, error.code(), problem::detail(&error), String::new());
+            let body = problem::body(status, error.code(), problem::detail(&error), id.clone());
             let answer = StoredAnswer { fingerprint: idem.fingerprint, ..stored(status, &body) };
             let kept = app.writer.apply(Target::Shared, move |tx| {
                 Box::pin(async move {
@@ -134,7 +136,13 @@ where
                 })
             });
             match kept.await {
-                Ok(None) => error.into_response(),
+                Ok(None) => {
+                    let mut response = error.into_response();
+                    if let Some(pending) = response.extensions_mut().get_mut::<problem::Pending>() {
+                        pending.first_id = Some(id);
+                    }
+                    response
+                }
                 Ok(Some(before)) => replay(Some(idem), before),
                 Err(failed) => failed.into_response(),
             }

@@ -2,9 +2,9 @@
 //! was in vain twice, a server of ours is rebooted.
 
 use chrono::TimeDelta;
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::ids::CommandId;
-use serde_json::Map;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -46,7 +46,7 @@ async fn treat(tx: &mut Tx, agent: Uuid) -> Result<(), Error> {
     let command = Command {
         id: CommandId::from(otonix_sdk::clock::new_id()),
         kind: "restart_agent".to_owned(),
-        args: Map::new(),
+        args: Attached::default(),
         status: "queued".to_owned(),
         created_at: tx.at,
         expires_at: tx.at + TimeDelta::seconds(TTL_SECS),

@@ -5,11 +5,11 @@
 //! the transaction that moves its end, and only from the end that was seen.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, CommandId};
 use otonix_sdk::money::MicroUsd;
-use serde_json::Map;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -186,7 +186,7 @@ async fn tell(tx: &mut Tx, agent: Uuid, seen: &Tenancy, why: &str) -> Result<(),
     let command = Command {
         id: CommandId::from(otonix_sdk::clock::new_id()),
         kind: "sweep".to_owned(),
-        args: Map::new(),
+        args: Attached::default(),
         status: "queued".to_owned(),
         created_at: tx.at,
         expires_at: seen.paid_until.max(tx.at + TimeDelta::minutes(5)),

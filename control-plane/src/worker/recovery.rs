@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::ids::CommandId;
 use otonix_sdk::standing::AgentStatus;
-use serde_json::Map;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -171,7 +171,7 @@ async fn queue(tx: &mut Tx, agent: Uuid) -> Result<Uuid, Error> {
     let command = Command {
         id: CommandId::from(id),
         kind: "restart_agent".to_owned(),
-        args: Map::new(),
+        args: Attached::default(),
         status: "queued".to_owned(),
         created_at: tx.at,
         expires_at: tx.at + COOLDOWN,

@@ -401,6 +401,11 @@ async fn a_stranger_cannot_end_a_session(store: Store) {
     refusal(&server, Some(&agent.key.secret), Hello { next_seq: 1, ..hello(&agent) }).await;
     link.event(action(2)).await;
     link.acked(2).await;
+    let other = "otonix_000000000000000000000000000000000000000000000000";
+    let second = [("x-api-key", other)];
+    let two = Link::try_open_with(&server, Some(&agent.key.secret), hello(&agent), &second).await;
+    let refused = two.err().expect("nobody knows which of two keys is meant");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
 }
 
 async fn a_revocation_ends_the_session_within_a_second(store: Store) {
