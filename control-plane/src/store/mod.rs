@@ -36,6 +36,7 @@ pub mod list;
 pub mod migrate;
 pub mod orders;
 pub mod payments;
+pub mod presentations;
 pub mod purchases;
 pub mod receipts;
 pub mod refunds;

@@ -23,6 +23,7 @@ pub mod calendar;
 pub mod commands;
 pub mod deposits;
 pub mod finality;
+pub mod given_up;
 pub mod grace;
 pub mod healing;
 pub mod lifetime;
@@ -143,6 +144,11 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
         tracker.spawn(every(Arc::clone(app), "finality", second * 3, stop.clone(), move |app| {
             let finality = Arc::clone(&finality);
             async move { finality.lock().await.run_once(&app).await }
+        }));
+        let given_up = Arc::new(tokio::sync::Mutex::new(given_up::GivenUp::default()));
+        tracker.spawn(every(Arc::clone(app), "given-up", second * 3, stop.clone(), move |app| {
+            let given_up = Arc::clone(&given_up);
+            async move { given_up.lock().await.run_once(&app).await }
         }));
     }
 }

@@ -10,6 +10,8 @@ mod chain;
 mod chaos;
 #[expect(dead_code, reason = "shared with the example of the same name, which has other switches")]
 mod fake;
+#[path = "../payments/node.rs"]
+mod node;
 #[expect(dead_code, reason = "shared with the tests of payments, which use all of it")]
 #[path = "../payments/shop.rs"]
 mod shop;

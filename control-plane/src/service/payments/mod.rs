@@ -36,6 +36,7 @@ use crate::upstream::facilitator::Facilitator;
 
 pub mod book;
 pub mod budget;
+mod carried;
 pub mod desk;
 pub mod exact;
 pub mod goods;
@@ -255,6 +256,13 @@ impl Payments {
         if let Some((_, waiting)) = self.waiting.remove(&id) {
             *waiting.sold.lock() = sold;
             waiting.notify.notify_waiters();
+        }
+    }
+
+    /// A payment of this payer cost gas, or a facilitator's patience, for nothing.
+    pub fn failed_by(&self, claim: &payments::Payment) {
+        if let Ok(payer) = claim.from.parse::<otonix_sdk::chain::EvmAddress>() {
+            self.budgets.failed_by(payer.bytes());
         }
     }
 

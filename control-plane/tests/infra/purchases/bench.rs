@@ -16,6 +16,7 @@ use otonix_control_plane::service::payments::order_id::hash_of;
 use otonix_control_plane::service::purchases::item::{DomainItem, Item, Private, ServerItem};
 use otonix_control_plane::service::{agents, keys};
 use otonix_control_plane::store::audit;
+use otonix_control_plane::store::list::{self, Query};
 use otonix_control_plane::store::orders::{self, Sold};
 use otonix_control_plane::store::purchases::{self, Purchase};
 use otonix_control_plane::store::writer::{Target, Written};
@@ -265,6 +266,14 @@ impl Bench {
         let books = audit::books(&mut conn).await.expect("they can be read");
         assert_eq!(books.differences(), Vec::<String>::new());
         books
+    }
+
+    /// What the refunds that are due come to.
+    pub async fn due(&self) -> i64 {
+        let query = Query { limit: 100, ..Query::default() };
+        let page = self.app.db.read(move |conn| Box::pin(async move { list::refunds(conn, &query).await }));
+        let rows = page.await.expect("they can be read").rows;
+        rows.iter().filter(|refund| refund.status == "due").map(|refund| refund.amount.micros()).sum()
     }
 
     pub async fn account(&self, name: &str) -> i64 {
