@@ -338,24 +338,32 @@ pub async fn rename_order(
     Ok(())
 }
 
-/// Ends a claim; `false` when it has ended before. One that failed may still be done, and keeps what that needs: the
+/// Ends a claim as carried out: `None` when it had ended so before, else the transaction that paid its order already,
+/// if any. One that failed may still be done: the chain has the last word.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn done(tx: &mut Tx, id: Uuid) -> Result<Option<Option<[u8; 32]>>, StoreError> {
+    const SQL: &str = "UPDATE payments SET status = 'done', failure = NULL, ended_at = $2, private = NULL \
+        WHERE id = $1 AND status IN ('claimed', 'sent', 'failed') \
+        RETURNING (SELECT o.tx_hash FROM orders o WHERE o.order_hash = payments.order_hash)";
+    let at = tx.at;
+    let row: Option<(Option<Vec<u8>>,)> =
+        on!(&mut tx.conn, |c| sqlx::query_as(SQL).bind(id).bind(at).fetch_optional(c).await?);
+    row.map(|(other,)| other.map(|bytes| hash("orders", "tx_hash", bytes)).transpose()).transpose()
+}
+
+/// Ends a claim that came to nothing; `false` when it has ended before. It keeps what being done after all needs: the
 /// chain has the last word.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn end(
-    tx: &mut Tx,
-    id: Uuid,
-    status: &'static str,
-    failure: Option<&str>,
-) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE payments SET status = $2, failure = $3, ended_at = $4, \
-        private = CASE WHEN $2 = 'done' THEN NULL ELSE private END WHERE id = $1 \
-        AND (status IN ('claimed', 'sent') OR (status = 'failed' AND $2 = 'done'))";
+pub async fn fail(tx: &mut Tx, id: Uuid, failure: &str) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET status = 'failed', failure = $2, ended_at = $3 WHERE id = $1 \
+        AND status IN ('claimed', 'sent')";
     let at = tx.at;
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(id)
-        .bind(status)
         .bind(failure)
         .bind(at)
         .execute(c)

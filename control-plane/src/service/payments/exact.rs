@@ -206,30 +206,11 @@ pub async fn take(
         }
     }
     // The payer is known from here on.
-    if let Some(claim) = claim_of(app, parts, transfer).await? {
-        return join(app, parts, asked, claim).await;
-    }
-    if now > checked.until {
-        return refuse(
-            ErrorCode::PaymentExpired,
-            "the order that the payment names has ended; ask for a new one",
-        );
-    }
-    if transfer.value != u128::from(checked.price) {
-        let detail = format!("the payment must be {} base units, not {}", checked.price, transfer.value);
-        return refuse(ErrorCode::PaymentInsufficient, detail);
-    }
-    if !parts.takes_exact(sale.price) {
-        return refuse(
-            ErrorCode::PaymentInvalid,
-            "signed payments are not taken for this now; pay the order",
-        );
-    }
-    if transfer.valid_after > now.max(ready.head.timestamp) {
-        return refuse(ErrorCode::PaymentInvalid, "the payment is not valid yet");
-    }
-    if transfer.valid_before < now.saturating_add(LEAST_VALID_SECS) {
-        return refuse(ErrorCode::PaymentExpired, "the payment is not valid any more");
+    if let Some(refused) = wanting(parts, sale, &checked, ready, now) {
+        return match claim_of(app, parts, transfer).await? {
+            Some(claim) => join(app, parts, asked, claim).await,
+            None => Err(refused.into()),
+        };
     }
     let ended = transfer.valid_before > now.max(ready.head.timestamp).saturating_add(MOST_VALID_SECS);
     if ended {
@@ -251,6 +232,30 @@ pub async fn take(
             None => Err(order_or_key_taken(asked)),
         },
     }
+}
+
+/// What is wrong with a payment that nobody has claimed. (One that was claimed needs none of it any more: that is
+/// looked for only here, and when the claim is written.)
+fn wanting(parts: &Payments, sale: &Sale, checked: &Checked, ready: &Ready, now: u64) -> Option<Refused> {
+    let transfer = &checked.transfer;
+    let (code, detail) = if now > checked.until {
+        (
+            ErrorCode::PaymentExpired,
+            "the order that the payment names has ended; ask for a new one".to_owned(),
+        )
+    } else if transfer.value != u128::from(checked.price) {
+        let detail = format!("the payment must be {} base units, not {}", checked.price, transfer.value);
+        (ErrorCode::PaymentInsufficient, detail)
+    } else if !parts.takes_exact(sale.price) {
+        (ErrorCode::PaymentInvalid, "signed payments are not taken for this now; pay the order".to_owned())
+    } else if transfer.valid_after > now.max(ready.head.timestamp) {
+        (ErrorCode::PaymentInvalid, "the payment is not valid yet".to_owned())
+    } else if transfer.valid_before < now.saturating_add(LEAST_VALID_SECS) {
+        (ErrorCode::PaymentExpired, "the payment is not valid any more".to_owned())
+    } else {
+        return None;
+    };
+    Some(Refused::new(code, detail))
 }
 
 /// Commits a claim; with it what settles it, where this replica gives the account's numbers out and need ask nobody

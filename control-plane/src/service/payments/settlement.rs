@@ -18,10 +18,10 @@ use crate::service::payments::book::{self, Arrived, SoldFor, signed};
 use crate::service::payments::goods::{self, Goods};
 use crate::service::payments::order_id::{self, Order};
 use crate::service::payments::{Payments, chain_away};
+use crate::store::agents;
 use crate::store::orders::Sold;
 use crate::store::payments::{self, Payment};
 use crate::store::writer::{Target, Tx};
-use crate::store::{agents, orders};
 use crate::treasury::Depth;
 use crate::upstream::chain::{MAX_FEE_CAP, Mined, SETTLE_GAS, Trouble};
 
@@ -244,19 +244,16 @@ async fn grant_in(
     spare: String,
     arrived: &Arrived,
 ) -> Result<Option<Sold>, Error> {
-    if let Some(agent) = sold.goods.agent() {
+    if let Some(agent) = sold.goods.agent().filter(|_| sold.goods.target() == Target::Alone) {
         agents::lock_state(tx, agent.uuid()).await?;
     }
-    let other = orders::sold(&mut tx.conn, sold.order_hash).await?;
-    if other.is_some_and(|other| other.tx_hash != arrived.tx_hash) {
+    // Whoever was faster has booked it.
+    let Some(other) = payments::done(tx, id).await? else { return Ok(None) };
+    if other.is_some_and(|other| other != arrived.tx_hash) {
         // Somebody paid the same order otherwise. This payer has paid too, and gets what was paid for.
         sold.order_hash = order_id::hash_of(&spare);
         sold.order_id = spare;
         payments::rename_order(tx, id, &sold.order_id, sold.order_hash).await?;
-    }
-    // Whoever was faster has booked it.
-    if !payments::end(tx, id, "done", None).await? {
-        return Ok(None);
     }
     book::sell_in(tx, &sold, arrived).await.map(Some)
 }
@@ -291,7 +288,7 @@ pub async fn fail(app: &App, parts: &Payments, payment: &Payment, why: &str) -> 
     app.writer
         .apply(Target::Shared, move |tx| {
             Box::pin(async move {
-                payments::end(tx, id, "failed", Some(&why)).await?;
+                payments::fail(tx, id, &why).await?;
                 Ok(())
             })
         })

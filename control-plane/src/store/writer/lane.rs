@@ -237,6 +237,7 @@ impl Lane {
             shard: self.shard,
             thresholds: self.thresholds,
             repeats,
+            locked: Vec::new(),
             changed: Vec::new(),
             notices: Vec::new(),
         };
@@ -264,14 +265,15 @@ async fn transaction(
 ) -> Result<usize, StoreError> {
     let until = Instant::now() + GROUP_TIME;
     let ids = known_agents(batch, jobs);
+    let alone = batch.is_empty() && jobs.len() == 1;
     if tx.conn.is_postgres() && !jobs.is_empty() && !ids.is_empty() {
-        agents::lock_states(tx, &ids).await?;
+        let locked = agents::lock_states(tx, &ids).await?;
+        tx.locked = if alone { locked } else { Vec::new() };
     }
     if !batch.is_empty() {
         batch::store(tx, batch).await?;
     }
     tx.repeats = true;
-    let alone = batch.is_empty() && jobs.len() == 1;
     let mut ran = 0;
     // What the next job needs so that it can be undone by itself.
     let mut savepoint = Some("SAVEPOINT job");

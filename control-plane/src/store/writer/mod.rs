@@ -64,6 +64,8 @@ pub struct Tx {
     /// Whether an event that is there already is looked for. A batch is first tried without: repeats are rare, and
     /// the search costs as much as the insertion.
     pub repeats: bool,
+    /// Agents as the lane locked them for the one job of this transaction, each until it is asked for.
+    pub locked: Vec<AgentState>,
     /// Agents as they are after the commit.
     pub changed: Vec<AgentState>,
     /// What else to tell.
