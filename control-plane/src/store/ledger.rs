@@ -176,6 +176,7 @@ pub async fn move_credits(
     add_to_account(tx, other, given).await?;
     if state.tier != before {
         actions::insert(tx, &[ActionRow::tier_change(state, before, tx.at)]).await?;
+        tx.counts.tier_changes += 1;
     }
     let mut changes = [*state];
     agents::write_states(tx, &mut changes).await?;

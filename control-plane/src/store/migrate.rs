@@ -20,6 +20,7 @@ const MIGRATIONS: &[(&str, For, &str)] = &[
     ("0004_purchases", For::Both, include_str!("../../../migrations/0004_purchases.sql")),
     ("0005_enrolment", For::Both, include_str!("../../../migrations/0005_enrolment.sql")),
     ("0006_automation", For::Both, include_str!("../../../migrations/0006_automation.sql")),
+    ("0007_counters", For::Both, include_str!("../../../migrations/0007_counters.sql")),
 ];
 
 /// Why the database cannot be brought up to date.
