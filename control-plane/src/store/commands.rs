@@ -66,6 +66,17 @@ pub async fn insert(tx: &mut Tx, agent: Uuid, command: &Command) -> Result<(), S
     Ok(())
 }
 
+/// Whether a command of a kind was sent to an agent after a time.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn sent_since(tx: &mut Tx, agent: Uuid, kind: &str, at: DateTime<Utc>) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT 1 FROM commands WHERE agent_id = $1 AND kind = $2 AND created_at > $3 LIMIT 1";
+    let found =
+        on!(&mut tx.conn, |c| sqlx::query(SQL).bind(agent).bind(kind).bind(at).fetch_all(c).await?.len());
+    Ok(found > 0)
+}
+
 /// How many commands of an agent are open.
 ///
 /// # Errors

@@ -174,6 +174,7 @@ pub async fn move_credits(
     let given = amount.micros().checked_neg().ok_or_else(out_of_range)?;
     if state.tier != before {
         actions::insert(tx, &[ActionRow::tier_change(state, before, tx.at)]).await?;
+        tx.counts.tier_changes += 1;
     }
     if tx.conn.is_postgres() {
         return Ok(move_at_once(tx, state, row, (other, given)).await?);

@@ -21,6 +21,7 @@ const MIGRATIONS: &[(&str, For, &str)] = &[
     ("0005_enrolment", For::Both, include_str!("../../../migrations/0005_enrolment.sql")),
     ("0006_automation", For::Both, include_str!("../../../migrations/0006_automation.sql")),
     ("0007_claims", For::Both, include_str!("../../../migrations/0007_claims.sql")),
+    ("0008_counters", For::Both, include_str!("../../../migrations/0008_counters.sql")),
 ];
 
 /// Why the database cannot be brought up to date.

@@ -22,6 +22,7 @@ pub mod audit;
 pub mod batch;
 pub mod births;
 pub mod commands;
+pub mod counters;
 pub mod cursors;
 pub mod domains;
 pub mod enrolment;

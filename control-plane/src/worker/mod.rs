@@ -64,6 +64,17 @@ impl Held {
         self.epoch
     }
 
+    /// Refuses to go on when the lease was lost while something was asked of others.
+    ///
+    /// # Errors
+    /// As [`Self::check`]; 503 without database.
+    pub async fn still(self, app: &App) -> Result<(), Error> {
+        let replica = app.replica;
+        let asked =
+            app.writer.apply(Target::Alone, move |tx| Box::pin(async move { self.check(tx, replica).await }));
+        asked.await
+    }
+
     /// Refuses to go on when the lease was lost.
     ///
     /// # Errors
@@ -72,6 +83,7 @@ impl Held {
         if leases::is_held(tx, self.name, replica, self.epoch).await? {
             return Ok(());
         }
+        tracing::warn!(lease = self.name, "a lease was lost while its holder was at work");
         Err(Error::internal(format!("the lease {} was lost", self.name)))
     }
 }

@@ -164,6 +164,20 @@ const MATRIX: &[Line] = &[
     line("GET", "/api/autonomic/status", none, public(200), public(200)),
 ];
 
+/// Every route: method, and path with `{}` for what differs.
+pub fn routes() -> impl Iterator<Item = (&'static str, String)> {
+    MATRIX.iter().map(|line| (line.method, nameless(line.path)))
+}
+
+/// A path with `{}` for what differs.
+pub fn nameless(path: &str) -> String {
+    let differs = |part: &str| {
+        part.starts_with('{') || part == "rec_1" || part.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let parts = path.split('/').map(|one| if !one.is_empty() && differs(one) { "{}" } else { one });
+    parts.collect::<Vec<_>>().join("/")
+}
+
 const REGISTER: Row = [401, 401, 401, 201, 201, 401];
 
 fn named() -> Value {

@@ -8,6 +8,8 @@ mod chain;
 #[expect(dead_code, reason = "shared with the tests of faults, which use all of it")]
 #[path = "../support/chaos.rs"]
 mod chaos;
+#[path = "../../../tests/clock/clock.rs"]
+mod clock;
 #[expect(dead_code, reason = "shared with the example of the same name, which has other switches")]
 mod fake;
 #[path = "../payments/node.rs"]
@@ -21,6 +23,8 @@ mod support;
 
 mod automation;
 mod fakes;
+mod killed;
 mod purchases;
+mod seat;
 mod town;
 mod vendors;

@@ -15,6 +15,7 @@ use super::job::{Item, Queued, Verdict};
 use super::{OnCommit, Target, Tx};
 use crate::store::agents;
 use crate::store::batch::{self, BatchItem};
+use crate::store::counters::{self, Counts};
 use crate::store::{Conn, Db, StoreError};
 
 /// Items of one transaction.
@@ -240,6 +241,7 @@ impl Lane {
             locked: Vec::new(),
             changed: Vec::new(),
             notices: Vec::new(),
+            counts: Counts::default(),
         };
         let peers = self.hook.has_peers();
         let work = transaction(&mut tx, batch, jobs, peers);
@@ -281,7 +283,7 @@ async fn transaction(
         if ran > 0 && Instant::now() >= until {
             break;
         }
-        let (changed, notices) = (tx.changed.len(), tx.notices.len());
+        let (changed, notices, counts) = (tx.changed.len(), tx.notices.len(), tx.counts);
         if let Some(sql) = savepoint.filter(|_| !alone) {
             tx.conn.run_raw(sql).await?;
         }
@@ -291,6 +293,7 @@ async fn transaction(
             Verdict::Undo => {
                 tx.changed.truncate(changed);
                 tx.notices.truncate(notices);
+                tx.counts = counts;
                 if alone {
                     tx.conn.run_raw("ROLLBACK").await?;
                     return Ok(ran);
@@ -305,6 +308,7 @@ async fn transaction(
     if peers {
         crate::store::replicas::notify(tx).await?;
     }
+    counters::add(tx).await?;
     tx.conn.run_raw("COMMIT").await?;
     Ok(ran)
 }

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::store::agents::AgentState;
 use crate::store::batch::{BatchItem, EventsItem, HelloItem};
+use crate::store::counters::Counts;
 use crate::store::idempotency::{Idem, StoredAnswer};
 use crate::store::{Conn, Db, StoreError};
 
@@ -70,6 +71,8 @@ pub struct Tx {
     pub changed: Vec<AgentState>,
     /// What else to tell.
     pub notices: Vec<Notice>,
+    /// What it adds to the counters.
+    pub counts: Counts,
 }
 
 /// Hears of every commit.
