@@ -155,7 +155,7 @@ async fn births_and_deaths_race_and_the_lineage_keeps_its_sum(store: Store) {
     let other = if store == Store::Postgres { Some(server.replica().await) } else { None };
     let parent = server.agent("parent").await;
     server.grant(&parent, "100").await;
-    let at = |n: usize| if n % 2 == 0 { &server } else { other.as_ref().unwrap_or(&server) };
+    let at = |n: usize| if n.is_multiple_of(2) { &server } else { other.as_ref().unwrap_or(&server) };
     let birth = |name: String, n: usize| {
         let body = json!({"name": name, "budget": 7});
         at(n).post(&parent.path("children")).key(&parent.key).json(body).attempt()

@@ -404,7 +404,7 @@ async fn a_stranger_cannot_end_a_session(store: Store) {
     let other = "otonix_000000000000000000000000000000000000000000000000";
     let second = [("x-api-key", other)];
     let two = Link::try_open_with(&server, Some(&agent.key.secret), hello(&agent), &second).await;
-    let refused = two.err().expect("nobody knows which of two keys is meant");
+    let refused = two.expect_err("nobody knows which of two keys is meant");
     assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
 }
 
