@@ -23,7 +23,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Executes commands until there will be no more.
 pub async fn run(shared: Shared, mut commands: mpsc::Receiver<Command>) {
     while let Some(command) = commands.recv().await {
-        let outcome = execute(&shared, &command.kind, &command.args).await;
+        let outcome = execute(&shared, &command.kind, &command.args.fields()).await;
         let (ok, detail) = match outcome {
             Ok(detail) => (true, detail),
             Err(detail) => (false, detail),

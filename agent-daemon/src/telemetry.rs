@@ -7,15 +7,23 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// What is logged unless `--log` says otherwise.
+/// What is logged unless something else is configured.
 pub const DEFAULT_FILTER: &str = "info";
 
-/// Starts logging. The filter is a level, or `target=level` separated by commas.
+/// Reads a filter: a level, or `target=level` separated by commas.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn filter(text: &str) -> anyhow::Result<Targets> {
+    Ok(Targets::from_str(text)?)
+}
+
+/// Starts logging.
 ///
 /// # Errors
 /// When the filter cannot be read, or logging was started before.
-pub fn start(filter: &str) -> anyhow::Result<()> {
-    let filter = Targets::from_str(filter)?;
+pub fn start(what: &str) -> anyhow::Result<()> {
+    let filter = filter(what)?;
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal())

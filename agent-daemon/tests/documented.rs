@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use otonix_agent_daemon::config::Config;
 use otonix_sdk::standing::SurvivalTier;
 
+/// The first are the keys outside of all sections.
 const SECTIONS: &[&str] = &[
+    "",
     "agent",
     "link",
     "tier.full",
@@ -75,11 +77,23 @@ fn config(text: &str) -> String {
 
 /// The keys that the program takes in a section: it names them when it is given another.
 fn known(section: &str) -> BTreeSet<String> {
-    let refused = Config::parse(&format!("[{section}]\nno_such_key = 1"), &[]).expect_err("an unknown key");
+    let head = head(section);
+    let refused = Config::parse(&format!("{head}no_such_key = 1"), &[]).expect_err("an unknown key");
     let text = format!("{refused:#}");
     let (_, expected) = text.split_once("expected").unwrap_or_else(|| panic!("{text} names no keys"));
     let is_name = |part: &&str| !part.is_empty() && part.bytes().all(|b| b == b'_' || b.is_ascii_lowercase());
-    expected.split('`').filter(is_name).map(str::to_owned).collect()
+    let names = expected.split('`').filter(is_name).map(str::to_owned);
+    names.filter(|name| !section.is_empty() || !SECTIONS.iter().any(|known| is_of(known, name))).collect()
+}
+
+/// Whether a section is this one or of it: `tier.full` is of `tier`.
+fn is_of(section: &str, name: &str) -> bool {
+    section.split('.').next() == Some(name)
+}
+
+/// The line before the keys of a section.
+fn head(section: &str) -> String {
+    if section.is_empty() { String::new() } else { format!("[{section}]\n") }
 }
 
 #[test]
@@ -100,14 +114,14 @@ fn the_example_changes_nothing_and_its_defaults_are_the_program_s() {
     assert_eq!(config(&text()), defaults);
     let mut everything = String::new();
     for section in SECTIONS {
-        everything.push_str(&format!("[{section}]\n"));
+        everything.push_str(&head(section));
         for key in keys().iter().filter(|key| key.section == *section) {
             everything.push_str(&format!("{} = {}\n", key.name, key.value));
         }
     }
     config(&everything);
     for key in keys().iter().filter(|key| key.is_default && !key.section.starts_with("tier.")) {
-        let alone = config(&format!("[{}]\n{} = {}", key.section, key.name, key.value));
+        let alone = config(&format!("{}{} = {}", head(&key.section), key.name, key.value));
         assert_eq!(alone, defaults, "{} is not the default of {}.{}", key.value, key.section, key.name);
     }
     for tier in
@@ -123,7 +137,8 @@ fn the_example_changes_nothing_and_its_defaults_are_the_program_s() {
 
 #[test]
 fn every_key_is_an_environment_variable() {
-    for key in keys() {
+    // Those outside of all sections are options of the command line with variables of their own.
+    for key in keys().into_iter().filter(|key| !key.section.is_empty()) {
         let name = format!("OTONIX_{}_{}", key.section.replace('.', "_"), key.name).to_uppercase();
         let value = key.value.trim_matches('"').to_owned();
         assert!(Config::parse("", &[(name.clone(), value)]).is_ok(), "{name}");
@@ -150,11 +165,8 @@ fn the_table_of_keys_is_made_from_the_example() {
             ("tier.full", "optional_work") => "Whether the agent is told to do work that can wait.",
             _ => &key.comment,
         };
-        table.push_str(&format!(
-            "| `{section}.{}` | {default} | {} |\n",
-            key.name,
-            comment.replace('|', "\\|")
-        ));
+        let name = if section.is_empty() { key.name.clone() } else { format!("{section}.{}", key.name) };
+        table.push_str(&format!("| `{name}` | {default} | {} |\n", comment.replace('|', "\\|")));
     }
     let (begin, end) = ("<!-- keys of agent.toml: generated -->\n", "<!-- end of the keys -->");
     let path = root().join("docs/operations.md");

@@ -1,20 +1,25 @@
 //! One day of an agent's life from end to end: a daemon with a funded wallet buys a domain and a server from a running
 //! control plane, whose vendors are the fake with a memory; the new machine starts from the user data that the vendor was
-//! given, enrols and beats; the domain points at it; its next day is paid from credits; and a child is born with a budget,
-//! earns nothing, and dies.
+//! given, enrols and beats; the domain points at it; a child is born with a budget, earns nothing, and dies; and as the
+//! clock of all of them is moved, the server's next day and the domain's next year are paid from credits, until nobody
+//! pays for the server any more.
 
 #[path = "../../tests/interop/chain.rs"]
 mod chain;
+#[path = "../../tests/clock/clock.rs"]
+mod clock;
 mod support;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use chain::Chain;
+use clock::MovedClock;
 use serde_json::{Value, json};
 use support::server::{self, Server};
 use support::{Home, eventually};
@@ -57,14 +62,16 @@ impl Vendors {
 
     /// What the vendors know.
     fn state(&self) -> Value {
-        let address = self.url.trim_start_matches("http://");
+        self.ask("state", &json!({}))
+    }
+
+    /// Turns one of their switches; what they know then.
+    fn ask(&self, command: &str, body: &Value) -> Value {
+        let (address, body) = (self.url.trim_start_matches("http://"), body.to_string());
         let mut stream = TcpStream::connect(address).expect("the vendors listen");
-        let head = format!("POST /admin/state HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
-        stream
-            .write_all(
-                format!("{head}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}").as_bytes(),
-            )
-            .expect("they read");
+        let head = format!("POST /admin/{command} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+        let length = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{length}{body}").as_bytes()).expect("they read");
         // They keep the connection open, so the answer's length says where it ends.
         let mut reader = BufReader::new(stream);
         let mut length = 0;
@@ -110,26 +117,35 @@ fn package(content: String) -> String {
     url
 }
 
+/// Seconds.
+const HOUR: i64 = 3600;
+
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
 }
 
-/// What the next day is for the server: its row says that it ends soon.
-fn make_it_end_soon(data_dir: &Path, sandbox: &str) {
-    let script = "import sqlite3, sys, datetime as d\n\
-        db = sqlite3.connect(sys.argv[1], timeout=30)\n\
-        end = d.datetime.now(d.timezone.utc) + d.timedelta(minutes=90)\n\
-        done = db.execute('UPDATE sandboxes SET paid_until = ? WHERE id = ?', \
-        (end.strftime('%Y-%m-%dT%H:%M:%S.%f+00:00'), bytes.fromhex(sys.argv[2].replace('-', ''))))\n\
-        db.commit()\n\
-        sys.exit(0 if done.rowcount == 1 else 1)";
-    let done = Command::new("python3")
-        .args(["-c", script])
-        .arg(data_dir.join("otonix.db"))
-        .arg(sandbox)
-        .status()
-        .expect("python3 runs");
-    assert!(done.success());
+/// Time passes for everybody: our programs, the vendors, the chain.
+fn pass(secs: i64, clock: &MovedClock, vendors: &Vendors, chain: &Chain) {
+    vendors.ask("advance", &json!({ "seconds": secs }));
+    chain.advance(secs.unsigned_abs());
+    clock.advance(secs);
+}
+
+/// The machine's first start: its root is a directory, and its service manager is a script that does what the unit says.
+fn machine(root: &Path) -> PathBuf {
+    let tools = root.join("tools");
+    for dir in ["run/systemd/system", "etc/systemd/system", "tools"] {
+        fs::create_dir_all(root.join(dir)).expect("our directory");
+    }
+    let script = "#!/bin/bash\necho \"$*\" >>\"$OTONIX_ROOT/systemctl.log\"\n\
+        [ \"$1 $2 $3\" = 'enable --now otonix-agent' ] || exit 0\n\
+        start=$(sed -n 's/^ExecStart=//p' \"$OTONIX_ROOT/etc/systemd/system/otonix-agent.service\")\n\
+        export STATE_DIRECTORY=\"$OTONIX_ROOT/var/lib/otonix-agent\"\n\
+        setsid $OTONIX_ROOT$start >\"$OTONIX_ROOT/journal\" 2>&1 </dev/null &\n\
+        echo $! >\"$OTONIX_ROOT/pid\"\n";
+    fs::write(tools.join("systemctl"), script).expect("our directory");
+    fs::set_permissions(tools.join("systemctl"), fs::Permissions::from_mode(0o755)).expect("our file");
+    tools
 }
 
 /// Ends the daemon that the new machine's first start has left running.
@@ -137,15 +153,15 @@ struct Machine(PathBuf);
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let root = self.0.display().to_string();
-        for entry in fs::read_dir("/proc").expect("processes").flatten() {
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let ours = String::from_utf8_lossy(&line).contains(&root);
-            if ours && let Some(pid) = entry.file_name().to_str() {
-                let _ended_already = Command::new("kill").args(["-TERM", pid]).status();
+        let Ok(pid) = fs::read_to_string(self.0.join("pid")) else { return };
+        let _ended_already = Command::new("kill").args(["-TERM", pid.trim()]).status();
+        for _ in 0..500 {
+            if !support::alive(&pid) {
+                return;
             }
+            std::thread::sleep(Duration::from_millis(20));
         }
-        std::thread::sleep(Duration::from_millis(500));
+        let _ended_already = Command::new("kill").args(["-KILL", pid.trim()]).status();
     }
 }
 
@@ -167,6 +183,7 @@ fn buy(home: &Home, key: &str, url: &str, body: &Value, most: &str, once: &str) 
 fn an_agent_buys_its_world_and_lives_in_it() {
     let chain = Chain::start();
     let vendors = Vendors::start();
+    let clock = MovedClock::start();
     let files = tempfile::tempdir().expect("a directory");
     let file = |name: &str, content: &str| {
         let path = files.path().join(name);
@@ -199,11 +216,11 @@ fn an_agent_buys_its_world_and_lives_in_it() {
     ] {
         flags.extend([flag.to_owned(), value.to_owned()]);
     }
-    let server = Server::start_with(&flags.iter().map(String::as_str).collect::<Vec<_>>());
+    let server = Server::start_in(&flags.iter().map(String::as_str).collect::<Vec<_>>(), &clock.variables());
     let key = server.key();
 
     // The buyer: a daemon with a wallet of 100 USDC.
-    let home = Home::new();
+    let home = Home::with(&clock.variables());
     let made = home
         .command()
         .env("OTONIX_API_KEY", &key)
@@ -230,7 +247,7 @@ fn an_agent_buys_its_world_and_lives_in_it() {
     daemon.until("credits", |status| status["credits"].as_f64().is_some_and(|credits| credits >= 10.0));
 
     // A domain, for itself.
-    let body = json!({"domain": "market-day.com", "agentId": buyer});
+    let body = json!({"domain": "market-day.com", "agentId": buyer, "autoRenew": true});
     let bought = buy(&home, &key, &format!("{}/api/vercel/register", server.url()), &body, "30", "domain-1");
     assert_eq!((&bought["domain"]["managed"], &bought["domain"]["status"]), (&json!(true), &json!("active")));
     let domain = text(&bought["domain"]["id"]);
@@ -255,16 +272,21 @@ fn an_agent_buys_its_world_and_lives_in_it() {
     let root = files.path().join("machine");
     fs::create_dir_all(&root).expect("our directory");
     let _machine = Machine(root.clone());
-    let started = Command::new("bash")
-        .arg("-c")
-        .arg(&script)
+    let tools = machine(&root);
+    let user_data = root.join("user-data");
+    fs::write(&user_data, &script).expect("our directory");
+    fs::set_permissions(&user_data, fs::Permissions::from_mode(0o700)).expect("our file");
+    let started = Command::new(&user_data)
         .env_clear()
-        .env("PATH", "/usr/bin:/bin")
+        .env("PATH", format!("{}:/usr/bin:/bin", tools.display()))
         .env("OTONIX_ROOT", &root)
+        .envs(clock.variables())
         .stdin(Stdio::null())
         .output()
         .expect("bash runs");
     assert!(started.status.success(), "{started:?}");
+    let asked = fs::read_to_string(root.join("systemctl.log")).expect("it was asked");
+    assert_eq!(asked, "daemon-reload\nenable --now otonix-agent\n");
     let lived = eventually("the tenant beats", || {
         let agent = server.agent(&tenant);
         agent["lastHeartbeat"].is_string().then_some(agent)
@@ -284,27 +306,10 @@ fn an_agent_buys_its_world_and_lives_in_it() {
         (records.contains(&address) && records.contains("CNAME")).then_some(())
     });
 
-    // Its next day is paid from the tenant's credits.
-    let credits = server.agent(&tenant)["credits"].as_f64().expect("a number");
-    make_it_end_soon(server.data_dir(), &sandbox);
-    eventually("the next day is paid", || {
-        let now = server.agent(&tenant)["credits"].as_f64().expect("a number");
-        (now < credits - 0.3).then_some(())
-    });
-    let (_, purchases) = server.as_key(&key, "GET", "/api/purchases", None);
-    let kinds: Vec<&str> = purchases
-        .as_array()
-        .expect("a list")
-        .iter()
-        .filter(|purchase| purchase["status"] == "delivered")
-        .filter_map(|purchase| purchase["kind"].as_str())
-        .collect();
-    assert_eq!(kinds, ["period", "server", "domain"], "{purchases}");
-
     // A child is born with a budget, earns nothing, and dies.
     let born = daemon.post("/v1/children", r#"{"name": "child", "budget": "1.5"}"#);
     assert_eq!(born.status, 201, "{born:?}");
-    let nursery = Home::new();
+    let nursery = Home::with(&clock.variables());
     let enrolled = nursery
         .command()
         .env("OTONIX_ENROL", text(&born.body["enrolmentToken"]))
@@ -322,6 +327,53 @@ fn an_agent_buys_its_world_and_lives_in_it() {
     let id = text(&born.body["agent"]["id"]);
     eventually("the server knows", || (server.agent(&id)["status"] == "terminated").then_some(()));
     assert_eq!(server.agent(&buyer)["childrenCount"], 1);
+
+    // Its paid day is over soon: the next one is paid from the tenant's credits.
+    let credits = server.agent(&tenant)["credits"].as_f64().expect("a number");
+    pass(23 * HOUR, &clock, &vendors, &chain);
+    eventually("the next day is paid", || {
+        let now = server.agent(&tenant)["credits"].as_f64().expect("a number");
+        (now < credits - 0.3).then_some(())
+    });
+    let delivered = || {
+        let (_, purchases) = server.as_key(&key, "GET", "/api/purchases", None);
+        let purchases = purchases.as_array().expect("a list").clone();
+        let ended = purchases.into_iter().filter(|purchase| purchase["status"] == "delivered");
+        ended.map(|purchase| text(&purchase["kind"])).collect::<Vec<_>>()
+    };
+    assert_eq!(delivered(), ["period", "server", "domain"]);
+
+    // The tenant spends what it has.
+    let cost = format!("{:.6}", server.agent(&tenant)["credits"].as_f64().expect("a number") - 0.5);
+    let usage = json!({"model": "m", "tokensIn": 1, "tokensOut": 1, "cost": cost, "agentId": tenant});
+    let (status, spent) = server.as_key(&key, "POST", "/api/compute-logs", Some(&usage));
+    assert_eq!(status, 201, "{spent}");
+
+    // The domain's year is nearly over: the next one is paid from the buyer's credits.
+    eventually("it needs no more credits", || {
+        (server.agent(&buyer)["credits"].as_f64().expect("a number") >= 12.0).then_some(())
+    });
+    server.grant(&buyer, "30");
+    let ends = || text(&vendors.state()["domains"][0]["expiresAt"]);
+    let (before, credits) = (ends(), server.agent(&buyer)["credits"].as_f64().expect("a number"));
+    pass(336 * 24 * HOUR, &clock, &vendors, &chain);
+    eventually("the domain is renewed", || delivered().contains(&"renewal".to_owned()).then_some(()));
+    assert_eq!(vendors.state()["renewed"], json!({"market-day.com": 1}));
+    assert_eq!(ends()[..4].parse(), before[..4].parse::<u32>().map(|year| year + 1), "{before}, {}", ends());
+    let (_, row) = server.as_key(&key, "GET", &format!("/api/domains/{domain}"), None);
+    assert_eq!(row["expiresAt"].as_str().map(|end| &end[..10]), Some(&ends()[..10]));
+    let left = server.agent(&buyer)["credits"].as_f64().expect("a number");
+    assert!((credits - left - 11.25).abs() < 1e-9, "{credits} {left}");
+
+    // The tenant could pay no more: its server has ended, and nobody is billed for it.
+    eventually("the server is deleted", || (vendors.state()["servers"][0]["deleted"] == true).then_some(()));
+    let (_, status) = server.as_key(&key, "GET", "/api/autonomic/status", None);
+    assert_eq!(
+        (&status["totalRenewalAttempts"], &status["totalRenewalSuccesses"]),
+        (&json!(1), &json!(1)),
+        "{status}"
+    );
+    assert!(status["tierChanges"].as_u64().is_some_and(|changes| changes > 0), "{status}");
 
     let audit = Command::new(server::binary())
         .arg("audit")

@@ -98,7 +98,11 @@ fn one_that_ignores_sigterm_and_leaves_its_session_is_gone_when_the_daemon_is() 
 #[test]
 fn a_second_signal_does_not_wait() {
     let home = Home::offline("");
-    let daemon = home.start("trap '' TERM; echo $$ > pid; while :; do sleep 1; done");
+    let script = "trap '' TERM; echo $$ > pid; while :; do sleep 1; done";
+    // Its grace is the daemon's own: five seconds.
+    let daemon = home.start_with(script, |command| {
+        command.env("OTONIX_AGENT_STOP_GRACE", "60");
+    });
     let pid = home.line("pid");
     let began = Instant::now();
     daemon.signal("TERM");
@@ -106,7 +110,7 @@ fn a_second_signal_does_not_wait() {
     daemon.signal("INT");
     let mut daemon = daemon;
     daemon.wait();
-    assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(4900), "{:?}", began.elapsed());
     assert!(!alive(&pid));
 }
 
@@ -117,9 +121,11 @@ fn a_crash_loop_is_told_and_its_orphans_are_reaped() {
     let status = daemon.until("backoff", |status| status["agentProcess"] == "backoff");
     assert!(status["lastExit"].as_str().is_some_and(|exit| exit.contains('7')), "{status}");
     daemon.until("two starts", |status| status["processStarts"].as_u64() >= Some(2));
-    let children =
-        fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
-    assert!(children.split_whitespace().count() <= 1, "no zombies: {children}");
+    // One that is not reaped stays for ever; those that still run, or wait for the next look, do not.
+    let children = format!("/proc/{0}/task/{0}/children", daemon.pid());
+    support::eventually("a moment without a child", || {
+        fs::read_to_string(&children).expect("the daemon runs").trim().is_empty().then_some(())
+    });
 }
 
 #[test]

@@ -109,7 +109,6 @@ async fn one_that_ignores_sigterm_is_killed_with_its_grandchildren() {
     stage.wanted.send_modify(|wanted| wanted.run = false);
     stage.until(|status| status.state == ProcessState::Stopped).await;
     assert!(began.elapsed() >= Duration::from_millis(700), "the grace was given");
-    assert!(began.elapsed() < Duration::from_secs(5));
     assert!(!alive(&pid) && !alive(&grandchild) && !alive(&escaped));
     // And it starts again when it should.
     stage.wanted.send_modify(|wanted| wanted.run = true);
@@ -140,7 +139,7 @@ async fn one_that_keeps_dying_is_started_with_growing_pauses() {
     let asked = Instant::now();
     stage.wanted.send_modify(|wanted| wanted.generation += 1);
     stage.until(|status| status.starts == 4).await;
-    assert!(asked.elapsed() < Duration::from_secs(2));
+    assert!(asked.elapsed() < Duration::from_millis(3500), "the pause would have been 4 s");
     stage.finish().await;
 }
 
@@ -171,10 +170,10 @@ async fn restart_modes_are_followed() {
 #[tokio::test]
 async fn without_progress_it_is_started_again() {
     let mut stage = Stage::new("echo $$ > pid; sleep 60", |launch| {
-        launch.progress_timeout = Some(Duration::from_millis(600));
+        launch.progress_timeout = Some(Duration::from_secs(2));
     });
     let first = stage.file("pid").await;
-    for _ in 0..4 {
+    for _ in 0..8 {
         tokio::time::sleep(Duration::from_millis(300)).await;
         stage.progress.send_replace(Instant::now());
     }

@@ -1,5 +1,7 @@
 //! Tells what is wrong with an installation and what to do about it.
 
+mod vendors;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::ExitCode;
@@ -30,7 +32,7 @@ pub fn summary(settings: &Settings) -> anyhow::Result<String> {
     Ok(format!(
         "listen = {}\nmode = {mode}\ndatabase = {database}\ndata-dir = {}\ntls = {}\npublic-url = {}\n\
          tiers = {}/{}/{}\nfunding-grace = {} s\nprice-table = {} models, version {}\nretention-days = {}\n\
-         rate-limit = {}\npayments = {payments}",
+         rate-limit = {}\npayments = {payments}\nvendors = {}",
         settings.listen,
         settings.data_dir.display(),
         if settings.tls.is_some() { "on" } else { "off" },
@@ -43,6 +45,7 @@ pub fn summary(settings: &Settings) -> anyhow::Result<String> {
         prices.version(),
         settings.retention_days.map_or("for ever".to_owned(), |days| days.to_string()),
         settings.rate_limit,
+        vendors::summary(&settings.vendors),
     ))
 }
 
@@ -93,6 +96,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     }
     database(settings, &mut findings).await;
     payments(settings, &mut findings).await;
+    vendors::look(settings, &mut findings).await;
     for (good, what) in &findings.0 {
         println!("{} {what}", if *good { "ok  " } else { "BAD " });
     }

@@ -3,6 +3,8 @@
 //! Everything here can be forgotten and read again, but for the last second of heartbeats. A cached state is only
 //! ever replaced by one with a higher version, so that a slow read cannot undo a commit.
 
+mod missing;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -13,6 +15,8 @@ use otonix_sdk::api::events::Standing;
 use otonix_sdk::standing::{AgentStatus, SurvivalTier};
 use parking_lot::Mutex;
 use uuid::Uuid;
+
+use missing::Missing;
 
 use crate::store::agents::{AgentState, states_of};
 use crate::store::{Db, StoreError};
@@ -63,37 +67,23 @@ pub fn standing_of(state: &AgentState) -> Standing {
 /// All agents that were asked for since the start.
 #[derive(Debug, Default)]
 pub struct Fleet {
-    slots: DashMap<Uuid, Arc<Slot>>,
+    slots: Arc<Slots>,
+    missing: Arc<Missing>,
     dirty: Mutex<Vec<Arc<Slot>>>,
 }
 
-impl Fleet {
-    /// An agent, from memory or the database.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database refuses or is away.
-    pub async fn slot(&self, db: &Db, id: Uuid) -> Result<Option<Arc<Slot>>, StoreError> {
-        if let Some(slot) = self.slots.get(&id) {
-            return Ok(Some(Arc::clone(&slot)));
-        }
-        let found = db.read(move |conn| Box::pin(async move { states_of(conn, &[id]).await })).await?;
-        self.remember(&found);
-        Ok(self.slots.get(&id).map(|slot| Arc::clone(&slot)))
-    }
+#[derive(Debug, Default)]
+struct Slots(DashMap<Uuid, Arc<Slot>>);
 
-    /// The agent if it is in memory.
-    pub fn cached(&self, id: Uuid) -> Option<Arc<Slot>> {
-        self.slots.get(&id).map(|slot| Arc::clone(&slot))
-    }
-
+impl Slots {
     /// Takes over newer states; tells how many tiers changed by it.
     fn remember(&self, states: &[AgentState]) -> u64 {
         let mut tiers = 0;
-        if self.slots.len() >= MAX_SLOTS {
-            self.slots.retain(|_, slot| slot.dirty.load(Ordering::Relaxed));
+        if self.0.len() >= MAX_SLOTS {
+            self.0.retain(|_, slot| slot.dirty.load(Ordering::Relaxed));
         }
         for state in states {
-            let slot = self.slots.entry(state.id.uuid()).or_insert_with(|| Arc::new(Slot::new(*state)));
+            let slot = self.0.entry(state.id.uuid()).or_insert_with(|| Arc::new(Slot::new(*state)));
             let mut known = slot.state.lock();
             if state.version >= known.version {
                 let status = known.status;
@@ -110,10 +100,29 @@ impl Fleet {
         }
         tiers
     }
+}
+
+impl Fleet {
+    /// An agent, from memory or the database.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database refuses or is away.
+    pub async fn slot(&self, db: &Db, id: Uuid) -> Result<Option<Arc<Slot>>, StoreError> {
+        if let Some(slot) = self.cached(id) {
+            return Ok(Some(slot));
+        }
+        self.missing.read(&self.slots, db, id).await?;
+        Ok(self.cached(id))
+    }
+
+    /// The agent if it is in memory.
+    pub fn cached(&self, id: Uuid) -> Option<Arc<Slot>> {
+        self.slots.0.get(&id).map(|slot| Arc::clone(&slot))
+    }
 
     /// Takes over what was committed here; tells how many tiers changed by it.
     pub fn apply(&self, states: &[AgentState]) -> u64 {
-        self.remember(states)
+        self.slots.remember(states)
     }
 
     /// Reads agents again that another replica changed, as far as they are in memory.
@@ -122,28 +131,28 @@ impl Fleet {
     /// [`StoreError`] when the database refuses or is away.
     pub async fn refresh(&self, db: &Db, ids: &[Uuid]) -> Result<Vec<AgentState>, StoreError> {
         let mut found = Vec::new();
-        let known: Vec<Uuid> = ids.iter().copied().filter(|id| self.slots.contains_key(id)).collect();
+        let known: Vec<Uuid> = ids.iter().copied().filter(|id| self.slots.0.contains_key(id)).collect();
         for chunk in known.chunks(1000) {
             let chunk = chunk.to_vec();
             found.extend(db.read(move |conn| Box::pin(async move { states_of(conn, &chunk).await })).await?);
         }
-        self.remember(&found);
+        self.slots.remember(&found);
         Ok(found)
     }
 
     /// Every agent in memory.
     pub fn known(&self) -> Vec<Uuid> {
-        self.slots.iter().map(|slot| *slot.key()).collect()
+        self.slots.0.iter().map(|slot| *slot.key()).collect()
     }
 
     /// How many agents are in memory.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.0.len()
     }
 
     /// Whether no agent is in memory.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.slots.0.is_empty()
     }
 
     /// Notes a heartbeat. The next flush writes it.
@@ -192,7 +201,7 @@ impl Fleet {
 
     /// Adds to a row what has not been written yet.
     pub fn overlay(&self, agent: &mut Agent) {
-        let Some(slot) = self.slots.get(&agent.id.uuid()) else { return };
+        let Some(slot) = self.slots.0.get(&agent.id.uuid()) else { return };
         let Some(heard) = slot.heard() else { return };
         if agent.last_heartbeat.is_none_or(|last| heard > last) {
             agent.last_heartbeat = Some(heard);

@@ -1,6 +1,7 @@
 //! What daemons say of their agents' processes: the evidence for healing. Soft state.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,6 +26,8 @@ struct Patient {
 #[derive(Debug, Default)]
 pub struct Health {
     patients: Mutex<HashMap<Uuid, Patient>>,
+    /// Recoveries that are not written down yet.
+    recovered: AtomicU64,
 }
 
 impl Health {
@@ -32,8 +35,10 @@ impl Health {
     pub fn hear(&self, agent: Uuid, process: &str) -> bool {
         let mut patients = self.patients.lock();
         if process != "stalled" {
-            let recovered = process == "running";
-            return patients.remove(&agent).is_some_and(|patient| recovered && patient.treated.is_some());
+            let was_treated = patients.remove(&agent).is_some_and(|patient| patient.treated.is_some());
+            let recovered = was_treated && process == "running";
+            self.recovered.fetch_add(u64::from(recovered), Ordering::Relaxed);
+            return recovered;
         }
         if patients.len() < MAX_PATIENTS || patients.contains_key(&agent) {
             let patient =
@@ -41,6 +46,16 @@ impl Health {
             patient.sick_beats = patient.sick_beats.saturating_add(1);
         }
         false
+    }
+
+    /// Takes the recoveries that are not written down yet.
+    pub fn take_recovered(&self) -> u64 {
+        self.recovered.swap(0, Ordering::Relaxed)
+    }
+
+    /// Gives back recoveries that could not be written down.
+    pub fn keep_recovered(&self, count: u64) {
+        self.recovered.fetch_add(count, Ordering::Relaxed);
     }
 
     /// The agents to treat now, and how often each was treated in vain: at most `most` at once, counting those whose
@@ -82,6 +97,7 @@ mod tests {
         assert_eq!(health.to_treat(5), [(agent, 1)]);
         assert!(health.hear(agent, "running"));
         assert!(!health.hear(agent, "running"));
+        assert_eq!((health.take_recovered(), health.take_recovered()), (1, 0));
     }
 
     #[tokio::test(start_paused = true)]

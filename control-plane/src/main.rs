@@ -10,6 +10,8 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Before anything else: rustls needs to know its one provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // What any command writes is for nobody else.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::read();
     let command = cli.command.unwrap_or(Command::Serve);
     let outcome = cli.options.settings().and_then(|settings| {

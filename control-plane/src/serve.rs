@@ -40,8 +40,6 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let prices = settings.prices()?;
     let registrant = settings.registrant()?;
     settings.laws = settings.read_laws()?;
-    // Whatever is made from here on is for this user alone, the database's own files too.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     make_dir(&settings.data_dir)?;
     let _lock = lock_embedded(&settings)?;
     let listen_file = settings.data_dir.join("listen");

@@ -132,6 +132,14 @@ fn address(name: &str, text: &str) -> anyhow::Result<EvmAddress> {
     parse_address(text.trim()).map_err(|why| anyhow::anyhow!("{name} `{text}` {why}"))
 }
 
+/// Whether a text is an http or https URL with a host.
+pub(crate) fn is_web(url: &str) -> bool {
+    let read: Result<http::Uri, _> = url.parse();
+    read.is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    })
+}
+
 fn key(path: &Path) -> anyhow::Result<Arc<Wallet>> {
     let name = || format!("settle-key-file {}", path.display());
     let text = Secret::from_file_text(std::fs::read_to_string(path).with_context(name)?);
@@ -171,11 +179,19 @@ impl Given {
         let treasury =
             self.treasury.context("treasury is needed with chain-rpc: the address that is paid")?;
         let facilitator = self.facilitator.filter(|url| !url.is_empty());
+        if facilitator.as_deref().is_some_and(|url| !is_web(url)) {
+            bail!("facilitator must be an http or https URL with a host");
+        }
+        let asset = address("asset", self.asset.as_deref().unwrap_or(DEFAULT_ASSET))?;
+        let treasury = address("treasury", &treasury)?;
+        if treasury == asset || treasury.bytes() == [0; 20] {
+            bail!("treasury must be an address that can be paid");
+        }
         let settings = PaymentSettings {
             rpc: rpc.into_iter().map(Secret::new).collect(),
             chain_id: self.chain_id.unwrap_or(DEFAULT_CHAIN),
-            asset: address("asset", self.asset.as_deref().unwrap_or(DEFAULT_ASSET))?,
-            treasury: address("treasury", &treasury)?,
+            asset,
+            treasury,
             start_block: self.start_block,
             settle_key_file: self.settle_key_file,
             facilitator: facilitator.map(|url| Secret::new(url.trim_end_matches('/').to_owned())),
@@ -229,6 +245,20 @@ mod tests {
                     rpc: rpc(),
                     treasury: treasury(),
                     confirmations: Some("0".to_owned()),
+                    ..Given::default()
+                },
+            ),
+            (
+                "nobody",
+                Given { rpc: rpc(), treasury: Some(format!("0x{}", "0".repeat(40))), ..Given::default() },
+            ),
+            ("the token", Given { rpc: rpc(), treasury: Some(DEFAULT_ASSET.to_owned()), ..Given::default() }),
+            (
+                "facilitator",
+                Given {
+                    rpc: rpc(),
+                    treasury: treasury(),
+                    facilitator: Some("ftp://x".to_owned()),
                     ..Given::default()
                 },
             ),

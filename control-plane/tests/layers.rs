@@ -269,7 +269,7 @@ fn clients_clocks_and_pools_are_made_in_one_place() {
     ];
     assert_absent(OURS, &["reqwest"], homes);
     for (what, places) in [
-        ("SystemClock", &["control-plane/src/serve.rs"][..]),
+        ("SystemClock", &["control-plane/src/serve.rs", "control-plane/src/doctor/vendors.rs"][..]),
         ("connect_lazy_with(", &["control-plane/src/store/mod.rs"][..]),
         ("TcpListener::bind", &[][..]),
         ("unbounded_channel", &[][..]),

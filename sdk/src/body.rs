@@ -53,6 +53,21 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
     Ok(value)
 }
 
+/// Reads the object in a field that was first taken as it came.
+///
+/// # Errors
+/// [`Unreadable`], the field's name in front.
+pub fn read_field<T: DeserializeOwned>(field: &str, value: &serde_json::Value) -> Result<T, Unreadable> {
+    read(value.to_string().as_bytes()).map_err(|why| match why {
+        Unreadable::NoObject(_) => {
+            Unreadable::Field { field: field.to_owned(), why: "must be an object".to_owned() }
+        }
+        Unreadable::Field { field: inner, why } => {
+            Unreadable::Field { field: format!("{field}.{inner}"), why }
+        }
+    })
+}
+
 fn is_too_deep(body: &[u8]) -> bool {
     let mut depth = 0_usize;
     let mut in_text = false;
@@ -99,6 +114,9 @@ fn beside(path: &str, field: &str) -> String {
 /// What a value must be, in the words of JSON instead of those of the program that reads it.
 fn in_words(why: &str) -> String {
     let Some((given, expected)) = why.split_once(", expected ") else { return why.to_owned() };
+    if given.starts_with("invalid length") && expected.starts_with("struct ") {
+        return "must be an object, not a list".to_owned();
+    }
     let given = given.strip_prefix("invalid type: ").or_else(|| given.strip_prefix("invalid value: "));
     let Some(given) = given else { return why.to_owned() };
     let wanted = match expected {
@@ -159,6 +177,7 @@ mod tests {
     fn no_type_of_ours_is_named() {
         for (body, field, why) in [
             (r#"{"name": "a", "walletProof": "x"}"#, "walletProof", "must be an object, not a text"),
+            (r#"{"name": "a", "walletProof": []}"#, "walletProof", "must be an object, not a list"),
             (r#"{"name": 5}"#, "name", "must be a text"),
             (r#"{"name": {}}"#, "name", "must be a text, not an object"),
             (
@@ -168,6 +187,15 @@ mod tests {
             ),
         ] {
             assert_eq!(field_of::<RegisterAgent>(body), (field.to_owned(), why.to_owned()));
+        }
+        for (value, field, why) in [
+            (serde_json::json!("x"), "server", "must be an object"),
+            (serde_json::json!({"amount": 1}), "server.reason", "is needed"),
+            (serde_json::json!({"amount": 1, "reason": 5}), "server.reason", "must be a text"),
+        ] {
+            let unread = read_field::<Grant>("server", &value);
+            let expected = Unreadable::Field { field: field.to_owned(), why: why.to_owned() };
+            assert_eq!(unread.expect_err("it is none"), expected);
         }
         let (field, why) = field_of::<Event>(r#"{"seq": 1, "id": "x", "tierEffect": {"tier": 5}}"#);
         assert!(field == "id" && !why.contains("struct"), "{field} {why}");

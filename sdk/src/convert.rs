@@ -3,9 +3,9 @@
 use chrono::{DateTime, Utc};
 use otonix_proto::v1 as pb;
 use prost_types::Timestamp;
-use serde_json::{Map, Value};
 
 use crate::api::actions::LogAction;
+use crate::api::attached::Attached;
 use crate::api::commands::Command;
 use crate::api::events::{CommandResult, EventBody, Lost, PaymentEvent, Standing, TierEffect};
 use crate::api::usage::LogUsage;
@@ -171,7 +171,7 @@ pub fn command_to_pb(command: &Command) -> pb::Command {
     pb::Command {
         id: command.id.to_string(),
         kind: command.kind.clone(),
-        args: Value::Object(command.args.clone()).to_string(),
+        args: command.args.text().to_owned(),
         expires_at: Some(timestamp(command.expires_at)),
     }
 }
@@ -181,7 +181,7 @@ pub fn command_from_pb(command: pb::Command, now: DateTime<Utc>) -> Option<Comma
     Some(Command {
         id: command.id.parse::<CommandId>().ok()?,
         kind: command.kind,
-        args: serde_json::from_str::<Map<String, Value>>(&command.args).unwrap_or_default(),
+        args: serde_json::from_str::<Attached>(&command.args).unwrap_or_default(),
         status: "delivered".to_owned(),
         created_at: now,
         expires_at: command.expires_at.as_ref().and_then(time).unwrap_or(now),

@@ -181,10 +181,11 @@ async fn clones_do_not_throw_each_other_out_in_turns() {
     copy(&one, &two);
     let _second = start(&server, &two, Transport::Grpc).await;
     until("superseded", || first.status().last_error.is_some_and(|why| why.contains("superseded"))).await;
-    let before = server.sessions();
+    let (before, began) = (server.sessions(), Instant::now());
     tokio::time::sleep(Duration::from_millis(600)).await;
     // The pause is 100 to 200 ms here; in production it is a minute and more.
-    assert!(server.sessions() - before <= 6);
+    let turns = u128::from(server.sessions() - before);
+    assert!(turns <= 1 + began.elapsed().as_millis() / 100, "{turns} in {:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -439,7 +440,7 @@ async fn a_stop_sends_what_waits_and_without_a_server_does_not_take_long() {
     log(&agent, "offline").await;
     let begun = Instant::now();
     agent.shutdown().await;
-    assert!(begun.elapsed() < Duration::from_secs(6));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

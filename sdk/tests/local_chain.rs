@@ -22,7 +22,7 @@ fn the_token_is_usdc_of_base() {
 
 #[test]
 fn money_moves_and_a_reorg_takes_it_back() {
-    let chain = Chain::with(Options { block_time_secs: 0, slots: 1 });
+    let chain = Chain::with(Options { slots: 1, ..Options::default() });
     let [_, payer, payee, ..] = &chain.accounts[..] else { panic!("ten accounts") };
     chain.mint(&payer.address, 5_000_000);
     assert_eq!(chain.balance(&payer.address), 5_000_000);

@@ -1,11 +1,12 @@
 // A local chain with the real USDC: anvil, chain id 8453, Circle's FiatTokenV2_2 behind its proxy at the address that
 // USDC has on Base, initialised as there ("USD Coin", version "2", 6 decimals).
 //
-//   node chain.mjs [--block-time SECONDS] [--port PORT] [--slots N] [--accounts N]
+//   node chain.mjs [--block-time SECONDS] [--port PORT] [--slots N] [--behind SECONDS]
 //
 // Prints one line of JSON when it is ready: { rpc, chainId, asset, decimals, minter, accounts: [{ address, key }] }.
 // `minter` (an account that anvil signs for) may mint any amount. Without a block time every transaction is mined at
-// once. `finalized` is 2 * slots blocks behind the head; one slot unless told otherwise. The chain ends when the
+// once. `finalized` is 2 * slots blocks behind the head; one slot unless told otherwise. `behind`: so much the chain's
+// clock is behind this machine's. The chain ends when the
 // standard input ends, and when this program dies in any way. Requires that ./setup has run.
 
 import { createRequire } from 'node:module'
@@ -108,8 +109,9 @@ function anvil() {
 }
 
 /** Starts a chain. `onExit` hears when it ends. `stop()` ends it, and so does the end of this process. */
-export async function startChain({ blockTime = 0, port = 0, slots = 1, onExit } = {}) {
+export async function startChain({ blockTime = 0, port = 0, slots = 1, behind = 0, onExit } = {}) {
     const args = ['--port', String(port), '--chain-id', '8453', '--slots-in-an-epoch', String(slots), '--host', '127.0.0.1']
+    if (behind > 0) args.push('--timestamp', String(Math.floor(Date.now() / 1000) - behind))
     const process = await guarded(anvil(), args)
     const bound = Number(await until('anvil listens', 20_000, () => {
         if (process.over()) throw new Error(`anvil ended: ${process.output()}`)
@@ -133,11 +135,12 @@ if (process.argv[1] && import.meta.url === new URL(process.argv[1], 'file:').hre
     const { values } = parseArgs({
         options: {
             'block-time': { type: 'string', default: '0' }, port: { type: 'string', default: '0' },
-            slots: { type: 'string', default: '1' },
+            slots: { type: 'string', default: '1' }, behind: { type: 'string', default: '0' },
         },
     })
     const chain = await startChain({
         blockTime: Number(values['block-time']), port: Number(values.port), slots: Number(values.slots),
+        behind: Number(values.behind),
         onExit: code => process.exit(code ? 1 : 0),
     })
     process.stdin.on('end', () => chain.stop()).on('error', () => chain.stop()).resume()

@@ -53,6 +53,8 @@ pub struct Options {
     pub block_time_secs: u32,
     /// `finalized` is twice this many blocks behind the head; 0: one slot, that is two blocks.
     pub slots: u32,
+    /// So many seconds the chain's clock is behind this machine's.
+    pub behind_secs: u32,
 }
 
 /// A running chain.
@@ -90,6 +92,7 @@ impl Chain {
             .arg(format!("{HERE}/chain.mjs"))
             .args(["--block-time", &options.block_time_secs.to_string()])
             .args(["--slots", &options.slots.max(1).to_string()])
+            .args(["--behind", &options.behind_secs.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -108,6 +111,11 @@ impl Chain {
         };
         let accounts = ready["accounts"].as_array().expect("a list").iter().map(account).collect();
         Self { program, input, address, rpc, asset: text("asset"), minter: text("minter"), accounts }
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// One JSON-RPC call.

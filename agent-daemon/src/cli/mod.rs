@@ -21,7 +21,7 @@ use clap::{Args, Parser, Subcommand};
 use otonix_sdk::secret::Secret;
 
 use crate::config::{self, Config};
-use crate::{files, local_api, systemd, telemetry};
+use crate::{files, local_api, systemd};
 
 /// Where the API key is kept in the state directory.
 const API_KEY: &str = "api-key";
@@ -49,9 +49,9 @@ struct Place {
     /// The configuration [default: agent.toml in the state directory]
     #[arg(long, env = "OTONIX_CONFIG", global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What is logged: a level, or target=level separated by commas
-    #[arg(long, env = "OTONIX_LOG", global = true, default_value = telemetry::DEFAULT_FILTER, value_name = "FILTER")]
-    log: String,
+    /// What is logged: a level, or target=level separated by commas [default: `log` of agent.toml, else info]
+    #[arg(long, env = "OTONIX_LOG", global = true, value_name = "FILTER")]
+    log: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -97,11 +97,17 @@ impl Pay {
     }
 
     fn request(&self) -> anyhow::Result<PayRequest> {
-        let mut headers = BTreeMap::new();
+        let mut headers: BTreeMap<String, String> = BTreeMap::new();
         for header in &self.header {
             let (name, value) =
                 header.split_once(':').with_context(|| format!("`{header}` is no header (NAME: VALUE)"))?;
-            headers.insert(name.trim().to_owned(), value.trim().to_owned());
+            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+            // A header given twice is one with both values.
+            let known = headers.entry(name).or_default();
+            if !known.is_empty() {
+                known.push_str(", ");
+            }
+            known.push_str(value);
         }
         Ok(PayRequest {
             url: self.url.clone(),
@@ -229,4 +235,36 @@ fn known_tier(config: &Config, state_dir: &Path) -> SurvivalTier {
         return SurvivalTier::Terminated;
     }
     standing["survivalTier"].as_str().and_then(|tier| tier.parse().ok()).unwrap_or(SurvivalTier::Critical)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        pay: Pay,
+    }
+
+    #[test]
+    fn a_header_given_twice_keeps_both_values() {
+        let line = Line::parse_from([
+            "pay",
+            "https://example.com/",
+            "--max-amount",
+            "1",
+            "--header",
+            "Accept: text/html",
+            "--header",
+            "X-One:1",
+            "--header",
+            "accept: text/plain",
+        ]);
+        let headers = line.pay.request().expect("a request").headers;
+        let told: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(told, [("accept", "text/html, text/plain"), ("x-one", "1")]);
+    }
 }

@@ -31,11 +31,15 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, place: &Place) -> anyhow::Result<()> {
-        telemetry::start(&place.log)?;
         app::harden();
         let state_dir = place.state_dir();
         let state_dir = files::make_state_dir(&state_dir)
             .with_context(|| format!("failed to use {}", state_dir.display()))?;
+        let log = match place.log.as_deref().filter(|log| !log.is_empty()) {
+            Some(log) => log.to_owned(),
+            None => load_config(place, &state_dir)?.log,
+        };
+        telemetry::start(&log)?;
         let _lock = app::lock(&state_dir)?;
         register_if_new(place, &state_dir)?;
         let mut config = load_config(place, &state_dir)?;

@@ -19,6 +19,7 @@ use otonix_sdk::standing::SurvivalTier;
 use serde::Deserialize;
 
 use crate::supervise::Restart;
+use crate::telemetry;
 
 pub use edit::{Identity, with_identity, with_wallet};
 pub use pay::{ChainSection, PaySection, TopupSection};
@@ -30,9 +31,11 @@ pub const FILE: &str = "agent.toml";
 pub const DEFAULT_SERVER: &str = "https://app.otonix.tech";
 
 /// The whole file.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// What is logged: a level, or target=level separated by commas. `--log` and `OTONIX_LOG` win over it.
+    pub log: String,
     /// Who the agent is and how its process runs.
     pub agent: AgentSection,
     /// How the control plane is reached.
@@ -45,6 +48,20 @@ pub struct Config {
     pub pay: PaySection,
     /// When credits are bought.
     pub topup: TopupSection,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            log: telemetry::DEFAULT_FILTER.to_owned(),
+            agent: AgentSection::default(),
+            link: LinkSection::default(),
+            tier: TierSection::default(),
+            chain: ChainSection::default(),
+            pay: PaySection::default(),
+            topup: TopupSection::default(),
+        }
+    }
 }
 
 /// `[agent]`: who the agent is and how its process runs.
@@ -213,6 +230,7 @@ impl Config {
     }
 
     fn validate(&self) -> anyhow::Result<()> {
+        telemetry::filter(&self.log).context("`log` is no filter")?;
         limits::check_name("agent.model", &self.agent.model, limits::MODEL)?;
         if !self.agent.name.is_empty() {
             limits::check_name("agent.name", &self.agent.name, limits::NAME)?;

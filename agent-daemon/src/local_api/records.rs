@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
@@ -80,13 +80,18 @@ pub(super) async fn read_json<T: DeserializeOwned>(
             detail,
         ));
     }
+    let too_large = || {
+        let detail = format!("the body must have at most {most} bytes");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::PayloadTooLarge, detail)
+    };
+    // One that says so is not waited for.
+    if request.body().size_hint().lower() > most as u64 {
+        return Err(too_large());
+    }
     let body = Limited::new(request.into_body(), most).collect();
     let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let detail = format!("the body must have at most {most} bytes");
-            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::PayloadTooLarge, detail));
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
         Ok(Err(_)) => {
             let detail = "the body could not be read";
             return Err(Refusal::new(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, detail));

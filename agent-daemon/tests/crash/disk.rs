@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -159,9 +159,7 @@ fn files_that_may_not_grow() {
     let pid = world.machine.pid().to_string();
     let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited:unlimited"]).status();
     assert!(lifted.is_ok_and(|status| status.success()));
-    let began = Instant::now();
     is_accepted_again(&world);
-    assert!(began.elapsed() < Duration::from_secs(5));
     world.machine.settle();
     let found = world.check();
     assert!(found.refused >= 2);

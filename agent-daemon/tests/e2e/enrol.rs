@@ -1,12 +1,17 @@
 //! Enrolment from a token alone, and a child born through the local socket that becomes a daemon of its own.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
-use super::support::Home;
 use super::support::server::Server;
+use super::support::{self, Home};
 use super::{agent_id, registered};
 
 /// A machine that has nothing but a token.
@@ -125,4 +130,107 @@ fn an_agent_bears_a_child_through_its_socket() {
     let grandchild = child.post("/v1/children", r#"{"name": "grandchild", "budget": 5}"#);
     assert_eq!(grandchild.status, 201, "{grandchild:?}");
     assert_eq!(server.agent(&id)["childrenCount"], 1);
+}
+
+/// A network between daemon and server that loses the answers to births from when it is told to.
+struct Network {
+    url: String,
+    server: Arc<Mutex<String>>,
+    lose: Arc<AtomicBool>,
+    lost: Receiver<()>,
+}
+
+impl Network {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let (server, lose) = (Arc::new(Mutex::new(String::new())), Arc::new(AtomicBool::new(false)));
+        let (tell, lost) = std::sync::mpsc::channel();
+        let (to, armed) = (Arc::clone(&server), Arc::clone(&lose));
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let address = to.lock().expect("no panic while held").clone();
+                let Ok(upstream) = TcpStream::connect(address.trim_start_matches("http://")) else {
+                    continue;
+                };
+                carry(client, upstream, &armed, &tell);
+            }
+        });
+        Self { url, server, lose, lost }
+    }
+}
+
+/// Carries both ways until either ends; from a birth on nothing comes back when that is armed.
+fn carry(client: TcpStream, server: TcpStream, armed: &Arc<AtomicBool>, tell: &Sender<()>) {
+    let deaf = Arc::new(AtomicBool::new(false));
+    let (mut from, mut to) = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
+    let (armed, hears_no_more) = (Arc::clone(armed), Arc::clone(&deaf));
+    std::thread::spawn(move || {
+        let mut part = [0; 16_384];
+        while let Ok(length @ 1..) = from.read(&mut part) {
+            let is_birth = part[..length].windows(9).any(|nine| nine == b"/children");
+            if is_birth && armed.load(SeqCst) {
+                hears_no_more.store(true, SeqCst);
+            }
+            if to.write_all(&part[..length]).is_err() {
+                break;
+            }
+        }
+        let _closed_already = to.shutdown(Shutdown::Both);
+    });
+    let (mut from, mut to, tell) = (server, client, tell.clone());
+    std::thread::spawn(move || {
+        let mut part = [0; 16_384];
+        while let Ok(length @ 1..) = from.read(&mut part) {
+            if deaf.load(SeqCst) {
+                let _nobody_waits = tell.send(());
+            } else if to.write_all(&part[..length]).is_err() {
+                break;
+            }
+        }
+        let _closed_already = to.shutdown(Shutdown::Both);
+    });
+}
+
+#[test]
+fn a_birth_whose_answer_is_lost_with_the_daemon_is_one_birth() {
+    let network = Network::new();
+    let server = Server::start_with(&["--public-url", &network.url]);
+    *network.server.lock().expect("no panic while held") = server.url();
+    let home = Home::new();
+    let made = home
+        .command()
+        .env("OTONIX_API_KEY", server.key())
+        .args(["init", "--server", &network.url, "--name", "parent", "--heartbeat-interval", "5"])
+        .output()
+        .expect("runs");
+    assert!(made.status.success(), "{made:?}");
+    let id = agent_id(&home);
+    server.grant(&id, "100");
+    let daemon = home.start("");
+    daemon.until("credits", |status| status["credits"] == json!(100));
+    let body = r#"{"name": "child", "budget": 30}"#;
+    let key = [("Idempotency-Key", "birth-1")];
+    network.lose.store(true, SeqCst);
+    let socket = home.socket();
+    let asking = std::thread::spawn(move || {
+        support::request(&socket, "POST", "/v1/children", &[("Idempotency-Key", "birth-1")], body.as_bytes())
+    });
+    // The server has answered; the daemon never hears it.
+    network.lost.recv_timeout(support::PATIENCE).expect("the server answers");
+    daemon.kill();
+    let _no_answer = asking.join().expect("it does not panic");
+    network.lose.store(false, SeqCst);
+    let daemon = home.start("");
+    daemon.until("connected", |status| status["connected"] == true);
+    let born = daemon.post_keyed("/v1/children", body, &key);
+    let again = daemon.post_keyed("/v1/children", body, &key);
+    assert_eq!((born.status, again.status), (201, 201), "{born:?} {again:?}");
+    assert_eq!(born.body["agent"]["id"], again.body["agent"]["id"]);
+    // The token was in the answer that was lost; the owner makes another one for the child.
+    assert_eq!((&born.body["enrolmentToken"], &born.body["secretShown"]), (&json!(null), &json!(true)));
+    let other = daemon.post_keyed("/v1/children", r#"{"name": "other", "budget": 30}"#, &key);
+    assert_eq!((other.status, other.code()), (409, "idempotency_key_reused"), "{other:?}");
+    let parent = server.agent(&id);
+    assert_eq!((&parent["childrenCount"], &parent["credits"]), (&json!(1), &json!(70)));
 }

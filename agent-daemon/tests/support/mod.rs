@@ -45,12 +45,19 @@ pub fn alive(pid: &str) -> bool {
 /// A state directory, and the way programs are started on it.
 pub struct Home {
     dir: TempDir,
+    variables: Vec<(String, String)>,
 }
 
 impl Home {
     /// An empty one, not initialised.
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory") }
+        Self::with(&[])
+    }
+
+    /// An empty one, whose programs get variables.
+    pub fn with(variables: &[(&str, String)]) -> Self {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        Self { dir: tempfile::tempdir().expect("a directory"), variables }
     }
 
     /// One of an agent that was registered at a server that cannot be reached.
@@ -86,6 +93,7 @@ impl Home {
     pub fn command(&self) -> Command {
         let mut command = Command::new(program());
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(self.path());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.arg("--state-dir").arg(self.state());
         command
     }

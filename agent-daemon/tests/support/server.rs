@@ -39,6 +39,7 @@ pub struct Server {
     child: Option<Child>,
     address: String,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl Server {
@@ -47,9 +48,15 @@ impl Server {
     }
 
     pub fn start_with(flags: &[&str]) -> Self {
+        Self::start_in(flags, &[])
+    }
+
+    /// With variables in its environment.
+    pub fn start_in(flags: &[&str], variables: &[(&str, String)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut server = Self { dir, child: None, address: "127.0.0.1:0".to_owned(), flags };
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let mut server = Self { dir, child: None, address: "127.0.0.1:0".to_owned(), flags, variables };
         server.again();
         server
     }
@@ -62,6 +69,7 @@ impl Server {
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(self.dir.path()).stdin(Stdio::null());
         command.arg("serve").args(["--listen", &self.address]).arg("--data-dir").arg(self.dir.path());
         command.args(["--log", "warn"]).args(&self.flags);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         self.child = Some(command.spawn().expect("the server starts"));
         self.address = eventually("the server listens", || {
             fs::read_to_string(&listen).ok().filter(|text| !text.trim().is_empty())

@@ -47,8 +47,12 @@ async fn identify(app: &App, request: &Request<Streaming<pb::Up>>) -> Result<Cal
     };
     let ip =
         request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.addr.ip());
-    let presented =
-        request.metadata().get("x-api-key").and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
+    let mut keys = request.metadata().get_all("x-api-key").iter();
+    let presented = keys.next().and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
+    if keys.next().is_some() {
+        let detail = "the metadata x-api-key is there twice".to_owned();
+        return Err(Error::Malformed { code: ErrorCode::BadRequest, detail });
+    }
     let key = app.shared.keys.lookup(&app.db, presented.trim(), ip).await?;
     Ok(Caller { principal: Principal::Key(key), mode: app.settings.mode, ip })
 }

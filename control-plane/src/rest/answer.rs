@@ -10,6 +10,7 @@ use chrono::DateTime;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderValue, StatusCode};
 use otonix_sdk::error::{ErrorCode, Problem};
+use otonix_sdk::x402::headers;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -18,6 +19,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::rest::call::{Call, bad_query, form_pairs};
 use crate::rest::problem;
+use crate::service::payments;
 use crate::store::idempotency::{self, Idem, StoredAnswer};
 use crate::store::list::{Cursor, Page, Param, Query};
 use crate::store::writer::{Target, Written};
@@ -81,6 +83,7 @@ pub fn replay(idem: Option<Idem>, answer: StoredAnswer) -> Response {
             code,
             detail: problem.detail,
             more: serde_json::Map::new(),
+            first_id: Some(problem.request_id).filter(|id| !id.is_empty()),
         });
     }
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
@@ -116,18 +119,15 @@ where
         return handler(call).await.unwrap_or_else(Error::into_response);
     };
     let app = Arc::clone(&call.app);
+    let id = call.request_id();
     let Some(_turn) = Turn::take(&app, idem.scope) else {
-        return Error::conflict(
-            ErrorCode::IdempotencyInProgress,
-            "a request with this Idempotency-Key is still running",
-        )
-        .into_response();
+        return beside(&app, &call, idem).await.unwrap_or_else(Error::into_response);
     };
     match handler(call).await {
         Ok(response) => response,
         Err(error) if problem::is_final(&error) => {
             let status = problem::status(&error);
-            let body = problem::body(status, error.code(), problem::detail(&error), String::new());
+            let body = problem::body(status, error.code(), problem::detail(&error), id.clone());
             let answer = StoredAnswer { fingerprint: idem.fingerprint, ..stored(status, &body) };
             let kept = app.writer.apply(Target::Shared, move |tx| {
                 Box::pin(async move {
@@ -141,12 +141,32 @@ where
                 })
             });
             match kept.await {
-                Ok(None) => error.into_response(),
+                Ok(None) => {
+                    let mut response = error.into_response();
+                    if let Some(pending) = response.extensions_mut().get_mut::<problem::Pending>() {
+                        pending.first_id = Some(id);
+                    }
+                    response
+                }
                 Ok(Some(before)) => replay(Some(idem), before),
                 Err(failed) => failed.into_response(),
             }
         }
         Err(error) => error.into_response(),
+    }
+}
+
+/// The answer to a request beside another one with its key: that one may be a repeat too, and then there is a stored
+/// answer for both. A stored refusal says nothing of a payment that comes now.
+async fn beside(app: &App, call: &Call, idem: Idem) -> Result<Response, Error> {
+    let pays =
+        [headers::PAYMENT_SIGNATURE, headers::X_PAYMENT].iter().any(|name| call.headers.contains_key(*name));
+    match payments::kept(app, idem).await? {
+        Some(before) if before.status < 400 || !pays => Ok(replay(Some(idem), before)),
+        Some(_) | None => Err(Error::conflict(
+            ErrorCode::IdempotencyInProgress,
+            "a request with this Idempotency-Key is still running",
+        )),
     }
 }
 

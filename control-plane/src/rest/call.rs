@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::auth::{Caller, Principal, hash_secret, same_hash};
 use crate::error::Error;
 use crate::net::{BodyError, Peer, collect};
+use crate::rest::front::Number;
 use crate::store::idempotency::{Idem, StoredAnswer};
 use crate::store::writer::IdemFor;
 
@@ -37,6 +38,7 @@ pub struct Call {
     pub body: Bytes,
     /// The other end of the connection.
     pub peer: Peer,
+    number: Number,
     idem_key: Option<String>,
 }
 
@@ -52,6 +54,8 @@ impl FromRequest<Arc<App>> for Call {
 async fn read(request: Request, app: &Arc<App>) -> Result<Call, Error> {
     let (parts, body) = request.into_parts();
     let peer = *parts.extensions.get::<Peer>().ok_or_else(|| Error::internal("a request without a peer"))?;
+    let number =
+        *parts.extensions.get::<Number>().ok_or_else(|| Error::internal("a request without a number"))?;
     let ip = client_ip(app, &parts.headers, peer.addr.ip());
     let caller = identify(app, &parts.headers, parts.uri.path(), ip).await?;
     let idem_key = if parts.method == Method::POST { idem_key(&parts.headers)? } else { None };
@@ -70,6 +74,7 @@ async fn read(request: Request, app: &Arc<App>) -> Result<Call, Error> {
         headers: parts.headers,
         body,
         peer,
+        number,
         idem_key,
     })
 }
@@ -178,6 +183,11 @@ fn idem_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
 }
 
 impl Call {
+    /// The id that an error of this request is shown under.
+    pub fn request_id(&self) -> String {
+        self.number.request_id(&self.headers)
+    }
+
     /// The JSON object in the body.
     ///
     /// # Errors

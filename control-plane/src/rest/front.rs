@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
 use http::header::{CONTENT_TYPE, HOST, ORIGIN};
-use http::{HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request};
 use otonix_sdk::error::ErrorCode;
 use tower::ServiceExt as _;
 
@@ -34,6 +34,17 @@ pub struct Front {
     grpc: Router,
 }
 
+/// Which request of this process it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Number(u64);
+
+impl Number {
+    /// The id that a request's error is shown under.
+    pub fn request_id(self, headers: &HeaderMap) -> String {
+        request_id(headers.get("x-request-id"), self.0)
+    }
+}
+
 /// Counts a running request.
 struct Running(Arc<App>);
 
@@ -49,7 +60,7 @@ impl Front {
         Self { app, rest, grpc }
     }
 
-    async fn serve(self, request: Request<Incoming>) -> Response {
+    async fn serve(self, mut request: Request<Incoming>) -> Response {
         let is_grpc = request
             .headers()
             .get(CONTENT_TYPE)
@@ -62,6 +73,7 @@ impl Front {
         let running = metrics.in_flight.fetch_add(1, Ordering::Relaxed);
         let _running = Running(Arc::clone(&self.app));
         let number = metrics.requests.inc();
+        request.extensions_mut().insert(Number(number));
         let response = match self.admit(&request, running) {
             Ok(()) => {
                 let answer = self.rest.clone().oneshot(request.map(Body::new));
@@ -134,12 +146,12 @@ impl Front {
             .extensions()
             .get::<Peer>()
             .is_some_and(|peer| peer.addr.ip().to_canonical().is_loopback());
-        let named = headers.get(HOST).map(HeaderValue::as_bytes).into_iter();
+        let named = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
         let target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
         let mut hosts =
             named.chain(target).map(|host| is_local_host(&String::from_utf8_lossy(host))).peekable();
         let local_host = hosts.peek().is_some() && hosts.all(|local| local);
-        let foreign_origin = headers.get(ORIGIN).is_some_and(|origin| !is_local_origin(origin));
+        let foreign_origin = !headers.get_all(ORIGIN).iter().all(is_local_origin);
         if local_peer && local_host && !foreign_origin && !is_proxied(headers) {
             return Ok(());
         }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::response::IntoResponse as _;
 use chrono::SecondsFormat;
 use http::header::{CACHE_CONTROL, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -143,11 +144,11 @@ fn asked(call: &Call, principal: &str) -> Asked {
 async fn answer(app: &Arc<App>, paid: Paid) -> Answered {
     let chain = paid.chain_id;
     if !(200..300).contains(&paid.answer.status) {
-        // It was paid and could not be delivered: what is kept says why.
+        // It was paid and could not be delivered: what is kept says why, whatever was answered before it was paid.
         let kept: Value = serde_json::from_str(&paid.answer.body).unwrap_or_default();
         let text = |name: &str| kept.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let code = ErrorCode::parse(&text("code")).unwrap_or(ErrorCode::Conflict);
-        return Err(Error::conflict(code, text("detail")));
+        return Ok(Error::conflict(code, text("detail")).into_response());
     }
     let settlement = |network: String| SettlementResponse {
         success: true,

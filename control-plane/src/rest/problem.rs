@@ -21,6 +21,8 @@ pub struct Pending {
     pub detail: String,
     /// Fields beside those of every error.
     pub more: Map<String, Value>,
+    /// The id of the request that it answered first, when it is told again.
+    pub first_id: Option<String>,
 }
 
 /// The status of an error.
@@ -160,7 +162,8 @@ impl IntoResponse for Error {
             }
             _ => Map::new(),
         };
-        response.extensions_mut().insert(Pending { code: self.code(), detail: detail(&self), more });
+        let detail = detail(&self);
+        response.extensions_mut().insert(Pending { code: self.code(), detail, more, first_id: None });
         response
     }
 }
@@ -169,7 +172,8 @@ impl IntoResponse for Error {
 pub fn finish(mut response: Response, request_id: &str) -> Response {
     let Some(pending) = response.extensions_mut().remove::<Pending>() else { return response };
     let status = response.status();
-    let problem = body(status, pending.code, pending.detail, request_id.to_owned());
+    let request_id = pending.first_id.unwrap_or_else(|| request_id.to_owned());
+    let problem = body(status, pending.code, pending.detail, request_id);
     let headers = response.headers_mut();
     // The router has measured the empty body.
     headers.remove(CONTENT_LENGTH);

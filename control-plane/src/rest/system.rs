@@ -164,7 +164,7 @@ pub async fn autonomic_status(call: Call) -> Answered {
     }
     let app = &call.app;
     let tiers = app.settings.tiers;
-    let renewals = automation::renewals(app).await?;
+    let automation::Done { renewals, counts } = automation::done(app).await?;
     let status = Status {
         enabled: true,
         last_cycle_at: app.shared.last_cycle(),
@@ -173,9 +173,9 @@ pub async fn autonomic_status(call: Call) -> Answered {
         vercel_domains_configured: app.vendors.registrar.is_some(),
         cherry_configured: app.vendors.compute.is_some(),
         renewal_window_days: automation::RENEWAL_WINDOW_DAYS,
-        healing_attempts: app.shared.metrics.healing_attempts.get(),
-        healing_successes: app.shared.metrics.healing_successes.get(),
-        tier_changes: app.shared.metrics.tier_changes.get(),
+        healing_attempts: counts.healing_attempts,
+        healing_successes: counts.healing_successes,
+        tier_changes: counts.tier_changes,
         tier_thresholds: Thresholds {
             full: tiers.full_above,
             conservation: tiers.conservation_from,

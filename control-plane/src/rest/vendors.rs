@@ -1,5 +1,7 @@
 //! What vendors offer, and managed things at them: domains, zones, servers. Purchases have a file of their own.
 
+use std::sync::Arc;
+
 use futures_util::stream::{self, StreamExt as _};
 use http::StatusCode;
 use otonix_sdk::api::vendors::{
@@ -187,8 +189,10 @@ pub async fn regions(call: Call) -> Answered {
 
 pub async fn images(call: Call) -> Answered {
     vendors::compute(&call.app)?;
-    let plan = Slug::of_field("plan", &call.query("plan")?.unwrap_or_default())?;
-    let images = catalogue::images(&call.app, &plan).await?;
+    let images = match call.query("plan")? {
+        Some(plan) => catalogue::images(&call.app, &Slug::of_field("plan", &plan)?).await?,
+        None => Arc::new(catalogue::all_images(&call.app).await?),
+    };
     let shown: Vec<_> = images
         .iter()
         .map(|one| {

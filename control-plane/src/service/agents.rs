@@ -340,7 +340,16 @@ pub async fn heartbeat_once(
     idem: IdemFor<HeartbeatAck>,
 ) -> Result<Written<HeartbeatAck>, Error> {
     let ack = heartbeat(app, caller, id).await?;
-    app.writer.run(Target::Agent(id.uuid()), Some(idem), move |_| Box::pin(async move { Ok(ack) })).await
+    let kept = ack.clone();
+    let stored = app
+        .writer
+        .run(Target::Agent(id.uuid()), Some(idem), move |_| Box::pin(async move { Ok(kept) }))
+        .await;
+    match stored {
+        // It was heard, and hearing it again does no harm: nobody is refused for an answer that cannot be kept.
+        Err(Error::Store(StoreError::Unavailable(_) | StoreError::QueueFull)) => Ok(Written::Fresh(ack)),
+        stored => stored,
+    }
 }
 
 /// Gives credits. They are funded from then on.

@@ -33,6 +33,8 @@ const MOST: usize = 10_000;
 const COMPUTE_READS: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 /// The same for the registrar.
 const REGISTRAR_READS: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
+/// Types of plans whose images are asked for when nobody names a plan.
+const MOST_TYPES: usize = 4;
 /// Readers may ask this much at once, when nobody has asked for a while.
 const BURST: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 /// How long a reader waits for its turn.
@@ -164,6 +166,28 @@ pub async fn regions(app: &App) -> Result<Arc<Vec<Region>>, Error> {
 pub async fn images(app: &App, plan: &Slug) -> Result<Arc<Vec<Image>>, Error> {
     let (kept, vendor) = (&app.catalogue, compute(app)?);
     kept.images.get(plan, &kept.compute_reads, || vendor.images(plan)).await
+}
+
+/// What servers can be installed with at all: the images of one plan of each type.
+///
+/// # Errors
+/// As [`plans`].
+pub async fn all_images(app: &App) -> Result<Vec<Image>, Error> {
+    let plans = plans(app).await?;
+    let mut types: Vec<&Option<String>> = Vec::new();
+    let mut found: Vec<Image> = Vec::new();
+    for plan in plans.iter() {
+        if types.len() >= MOST_TYPES || types.contains(&&plan.kind) {
+            continue;
+        }
+        types.push(&plan.kind);
+        for image in images(app, &plan.slug).await?.iter() {
+            if found.iter().all(|known| known.slug != image.slug) {
+                found.push(image.clone());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The account's teams.

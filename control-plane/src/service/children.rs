@@ -5,6 +5,7 @@
 use otonix_sdk::api::enrolment::{ChildBorn, NewChild};
 use otonix_sdk::api::purchases::ProvisionServer;
 use otonix_sdk::api::records::Transaction;
+use otonix_sdk::body::{self, Unreadable};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, TransactionId};
 use otonix_sdk::limits;
@@ -107,8 +108,10 @@ pub async fn create(
 
 /// The order for a child's server, with what it costs: the daemon is installed there, for the child.
 async fn price_server(app: &App, child: Uuid, order: Value) -> Result<Wanted, Error> {
-    let mut order: ProvisionServer =
-        serde_json::from_value(order).map_err(|why| Error::invalid("server", why.to_string()))?;
+    let mut order: ProvisionServer = body::read_field("server", &order).map_err(|why| match why {
+        Unreadable::NoObject(why) => Error::invalid("server", why),
+        Unreadable::Field { field, why } => Error::invalid(&field, why),
+    })?;
     order.agent_id = Some(AgentId::from(child));
     let asked = offers::read_server(order)?;
     let project =

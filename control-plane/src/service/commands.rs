@@ -1,11 +1,12 @@
 //! Commands for daemons: a closed list, queued until delivered or expired.
 
 use chrono::TimeDelta;
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::{Command, KINDS, NewCommand};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, CommandId};
 use otonix_sdk::limits;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -18,29 +19,6 @@ use crate::store::{agents, commands};
 
 const DEFAULT_TTL_SECS: u32 = 300;
 const MAX_TTL_SECS: u32 = 7 * 86_400;
-/// Bytes of a command's arguments.
-const MAX_OBJECT: usize = 16_384;
-
-/// Checks a JSON object: its size, and that databases can hold it.
-fn check_object(field: &str, object: &Map<String, Value>) -> Result<(), Error> {
-    let text = serde_json::to_string(object).map_err(|why| Error::invalid(field, why.to_string()))?;
-    if text.len() > MAX_OBJECT {
-        return Err(Error::invalid(field, format!("must have at most {MAX_OBJECT} bytes")));
-    }
-    if has_nul(&Value::Object(object.clone())) {
-        return Err(Error::invalid(field, "must not contain a NUL character"));
-    }
-    Ok(())
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
-}
 
 async fn may_command(app: &App, caller: &Caller, id: AgentId) -> Result<(), Error> {
     if caller.principal != Principal::Operator {
@@ -50,8 +28,9 @@ async fn may_command(app: &App, caller: &Caller, id: AgentId) -> Result<(), Erro
     caller.must_own("agent", id, Some(state.owner.uuid()), None)
 }
 
-fn check_args(kind: &str, args: &Map<String, Value>) -> Result<(), Error> {
-    check_object("args", args)?;
+fn check_args(kind: &str, args: &Attached) -> Result<(), Error> {
+    args.check("args")?;
+    let args = args.fields();
     match kind {
         "set_interval" => {
             let secs = args.get("seconds").and_then(Value::as_u64).and_then(|secs| u32::try_from(secs).ok());

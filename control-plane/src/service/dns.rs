@@ -21,6 +21,8 @@ const LEAST_TTL: u32 = 60;
 const LONGEST_TTL: u32 = 2_147_483_647;
 /// Records of a zone that its domain's row has a copy of.
 const MOST_COPIED: usize = 1000;
+/// Longest name, without the root's dot (RFC 1035).
+const LONGEST_NAME: usize = 253;
 /// Longest text of a TXT record.
 const LONGEST_TEXT: usize = 2048;
 
@@ -167,17 +169,25 @@ pub fn parse(domain: &DomainName, body: &NewZoneRecord) -> Result<NewRecord, Err
         ),
         "CNAME" => {
             below_only(&name, "CNAME")?;
-            RecordData::Cname(host("value", value)?)
+            let target = alias("value", value)?;
+            if target == format!("{name}.{domain}") {
+                return Err(Error::invalid("value", "must be another name than the record's own"));
+            }
+            RecordData::Cname(target)
         }
         "NS" => {
             below_only(&name, "NS")?;
+            if name.starts_with('*') {
+                return Err(Error::invalid("name", "of an NS record must not begin with `*`"));
+            }
             RecordData::Ns(host("value", value)?)
         }
         "MX" => mail(body, value)?,
         "TXT" => RecordData::Txt(text(body.value.as_deref().unwrap_or(""))?),
         "SRV" => {
             let mut labels = name.split('.');
-            let has_prefix = |label: Option<&str>| label.is_some_and(|label| label.starts_with('_'));
+            let has_prefix =
+                |label: Option<&str>| label.is_some_and(|label| label.len() > 1 && label.starts_with('_'));
             if !(has_prefix(labels.next()) && has_prefix(labels.next())) {
                 return Err(Error::invalid("name", "of an SRV record begins with _service._protocol"));
             }
@@ -190,7 +200,7 @@ pub fn parse(domain: &DomainName, body: &NewZoneRecord) -> Result<NewRecord, Err
 
 /// The name below the domain: empty for `@`, for nothing, and for the domain itself.
 fn name_below(domain: &DomainName, name: &str) -> Result<String, Error> {
-    let name = name.trim().trim_end_matches('.').to_ascii_lowercase();
+    let name = without_root(name.trim()).to_ascii_lowercase();
     let name = if name == "@" || name == domain.as_str() {
         ""
     } else {
@@ -202,7 +212,8 @@ fn name_below(domain: &DomainName, name: &str) -> Result<String, Error> {
         wild || (plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-'))
     };
     let is_name = name.is_empty() || name.split('.').enumerate().all(fits);
-    if !is_name || name.len() + 1 + domain.as_str().len() > 253 {
+    let above = if name.is_empty() { 0 } else { name.len() + 1 };
+    if !is_name || above + domain.as_str().len() > LONGEST_NAME {
         return Err(Error::invalid("name", "must be a name below the domain, or `@`"));
     }
     Ok(name.to_owned())
@@ -215,29 +226,55 @@ fn below_only(name: &str, kind: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The name of another machine; a name with an underscore is one too, an address is not.
-fn host(field: &str, value: &str) -> Result<String, Error> {
-    let name = value.trim_end_matches('.').to_ascii_lowercase();
+/// A name without the dot that stands for the root.
+fn without_root(name: &str) -> &str {
+    name.strip_suffix('.').filter(|rest| !rest.is_empty()).unwrap_or(name)
+}
+
+/// A name that an alias may lead to; one with an underscore is one too, an address is not.
+fn alias(field: &str, value: &str) -> Result<String, Error> {
+    let name = without_root(value).to_ascii_lowercase();
     let fits = |label: &str| {
         let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
         plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
     };
-    let is_host = name.len() <= 253
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let is_name = name.len() <= LONGEST_NAME
         && name.split('.').count() >= 2
         && name.split('.').all(fits)
-        && name.parse::<Ipv4Addr>().is_err();
-    if is_host { Ok(name) } else { Err(Error::invalid(field, "must be the name of a machine")) }
+        && !last.bytes().all(|byte| byte.is_ascii_digit());
+    if is_name { Ok(name) } else { Err(Error::invalid(field, "must be the name of a machine")) }
 }
 
+/// The name of another machine (RFC 1123): no underscores.
+fn host(field: &str, value: &str) -> Result<String, Error> {
+    let name = alias(field, value)?;
+    if name.contains('_') { Err(Error::invalid(field, "must be the name of a machine")) } else { Ok(name) }
+}
+
+/// A number that is given as a field, or in the text, or in both and then the same.
 fn number(field: &str, given: Option<u16>, text: Option<&str>) -> Result<u16, Error> {
-    let parsed = text.and_then(|text| text.parse().ok());
-    given.or(parsed).ok_or_else(|| Error::invalid(field, "must be 0 to 65535"))
+    let wrong = || Error::invalid(field, "must be 0 to 65535, and be said once");
+    let is_plain = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let said = match text {
+        Some(text) => Some(Some(text).filter(is_plain).and_then(|text| text.parse().ok()).ok_or_else(wrong)?),
+        None => None,
+    };
+    match (given, said) {
+        (Some(given), Some(said)) if given != said => Err(wrong()),
+        (given, said) => given.or(said).ok_or_else(wrong),
+    }
 }
 
 /// `10 mail.example.com`, or the parts as fields.
 fn mail(body: &NewZoneRecord, value: &str) -> Result<RecordData, Error> {
     let (first, rest) = value.split_once(' ').map_or((None, value), |(first, rest)| (Some(first), rest));
-    let given = body.priority.or(body.mx_priority);
+    let given = match (body.priority, body.mx_priority) {
+        (Some(one), Some(other)) if one != other => {
+            return Err(Error::invalid("priority", "differs from mxPriority"));
+        }
+        (one, other) => one.or(other),
+    };
     Ok(RecordData::Mx { priority: number("priority", given, first)?, host: host("value", rest.trim())? })
 }
 
@@ -250,7 +287,12 @@ fn service(body: &NewZoneRecord, value: &str) -> Result<RecordData, Error> {
         [] => (None, None, None, None),
         _ => return Err(Error::invalid("value", "must be `priority weight port target`")),
     };
-    let target = body.target.as_deref().or(last).unwrap_or("");
+    let target = match (body.target.as_deref(), last) {
+        (Some(one), Some(other)) if without_root(one) != without_root(other) => {
+            return Err(Error::invalid("target", "differs from the one in value"));
+        }
+        (one, other) => one.or(other).unwrap_or(""),
+    };
     Ok(RecordData::Srv {
         priority: number("priority", body.priority, priority)?,
         weight: number("weight", body.weight, weight)?,
@@ -317,6 +359,10 @@ mod tests {
             r#"{"type":"CNAME","name":"agent-seven.dev","value":"example.com"}"#,
             r#"{"type":"CNAME","name":"www","value":"1.2.3.4"}"#,
             r#"{"type":"CNAME","name":"www","value":"a..b"}"#,
+            r#"{"type":"CNAME","name":"www","value":"a.b.."}"#,
+            r#"{"type":"A","name":".","value":"1.2.3.4"}"#,
+            r#"{"type":"A","name":"..","value":"1.2.3.4"}"#,
+            r#"{"type":"A","name":"www..","value":"1.2.3.4"}"#,
             r#"{"type":"MX","value":"mail.example.com"}"#,
             r#"{"type":"MX","value":"70000 mail.example.com"}"#,
             r#"{"type":"TXT","value":""}"#,
@@ -334,6 +380,93 @@ mod tests {
             r#"{"type":"A","name":"../x","value":"1.2.3.4"}"#,
         ] {
             assert!(read(json).is_err(), "{json}");
+        }
+    }
+
+    /// A record with one value in the place of `@`, and whether it is taken.
+    fn taken(template: &str, value: &str) -> bool {
+        let value = serde_json::to_string(value).expect("text");
+        read(&template.replace("\"@\"", &value)).is_ok()
+    }
+
+    #[test]
+    fn both_sides_of_every_limit() {
+        let label = |n: usize| "a".repeat(n);
+        let long = |n: usize| {
+            let whole = format!("{}.{}.{}.", label(63), label(63), label(63));
+            format!("{whole}{}", label(n - whole.len()))
+        };
+        // The domain has 15 letters and a dot before it.
+        let (name, host) = (long(253 - 16), long(249) + ".com");
+        let a = r#"{"type":"A","name":"@","value":"1.2.3.4"}"#;
+        let cname = r#"{"type":"CNAME","name":"www","value":"@"}"#;
+        let ns = r#"{"type":"NS","name":"sub","value":"@"}"#;
+        let mx = r#"{"type":"MX","value":"@"}"#;
+        let mx_host = r#"{"type":"MX","value":"@","priority":10}"#;
+        let txt = r#"{"type":"TXT","value":"@"}"#;
+        let srv = r#"{"type":"SRV","name":"_sip._tcp","value":"@"}"#;
+        let srv_name = r#"{"type":"SRV","name":"@","value":"1 2 3 sip.example.com"}"#;
+        for (template, well, wrong) in [
+            (a, label(63), label(64)),
+            (a, name.clone(), name + "a"),
+            (a, "*".to_owned(), "**".to_owned()),
+            (a, "*.x".to_owned(), "x*".to_owned()),
+            (a, "_x".to_owned(), "x y".to_owned()),
+            (a, "a-b".to_owned(), "-a".to_owned()),
+            (a, "xn--bcher-kva".to_owned(), "b\u{fc}cher".to_owned()),
+            (a, "www.".to_owned(), "www..".to_owned()),
+            (a, "a".to_owned(), "a\r\nb".to_owned()),
+            (cname, host.clone(), format!("a{host}")),
+            (cname, format!("{}.com", label(63)), format!("{}.com", label(64))),
+            (cname, "_x.example.com".to_owned(), "x_.example.com\0".to_owned()),
+            (cname, "a.example.com.".to_owned(), "a.example.com..".to_owned()),
+            (cname, "agent-seven.dev".to_owned(), "www.agent-seven.dev".to_owned()),
+            (cname, "1.2.3.4x".to_owned(), "1.2.3.256".to_owned()),
+            (cname, "xn--bcher-kva.de".to_owned(), "b\u{fc}cher.de".to_owned()),
+            (ns, "ns1.example.com".to_owned(), "ns_1.example.com".to_owned()),
+            (ns, "ns1.example.com.".to_owned(), "ns1".to_owned()),
+            (mx, "0 m.example.com".to_owned(), "-1 m.example.com".to_owned()),
+            (mx, "65535 m.example.com".to_owned(), "65536 m.example.com".to_owned()),
+            (mx, "1 m.example.com".to_owned(), "+1 m.example.com".to_owned()),
+            (mx, "1 m.example.com".to_owned(), "1 m_.example.com".to_owned()),
+            (mx, "1 m.example.com".to_owned(), "1 1.2.3.4".to_owned()),
+            (mx_host, "m.example.com".to_owned(), "20 m.example.com".to_owned()),
+            (mx_host, "10 m.example.com".to_owned(), "x m.example.com".to_owned()),
+            (txt, "x".repeat(2048), "x".repeat(2049)),
+            (txt, "x".to_owned(), String::new()),
+            (txt, " ".to_owned(), "a\nb".to_owned()),
+            (txt, "\u{fc}".to_owned(), "\u{7f}".to_owned()),
+            (txt, "\u{fc}".repeat(1024), "\u{fc}".repeat(1025)),
+            (srv, "0 0 0 a.example.com".to_owned(), "0 0 a.example.com".to_owned()),
+            (srv, "65535 1 1 a.example.com".to_owned(), "65536 1 1 a.example.com".to_owned()),
+            (srv, "1 65535 1 a.example.com".to_owned(), "1 65536 1 a.example.com".to_owned()),
+            (srv, "1 1 65535 a.example.com".to_owned(), "1 1 65536 a.example.com".to_owned()),
+            (srv, "1 1 1 a.example.com.".to_owned(), "1 1 1 _a.example.com".to_owned()),
+            (srv_name, "_sip._tcp".to_owned(), "_._tcp".to_owned()),
+            (srv_name, "_sip._tcp.x".to_owned(), "*._tcp".to_owned()),
+            (srv_name, "_sip._udp".to_owned(), "_sip".to_owned()),
+        ] {
+            assert!(taken(template, &well), "{template}: {well}");
+            assert!(!taken(template, &wrong), "{template}: {wrong}");
+        }
+        for (json, well) in [
+            (r#"{"type":"A","value":"1.2.3.4","ttl":60}"#, true),
+            (r#"{"type":"A","value":"1.2.3.4","ttl":2147483647}"#, true),
+            (r#"{"type":"A","value":"01.2.3.4"}"#, false),
+            (r#"{"type":"A","value":"1.2.3"}"#, false),
+            (r#"{"type":"AAAA","value":"::"}"#, true),
+            (r#"{"type":"AAAA","value":"fe80::1%eth0"}"#, false),
+            (r#"{"type":"AAAA","value":"1::2::3"}"#, false),
+            (r#"{"type":"NS","name":"*","value":"ns1.example.com"}"#, false),
+            (r#"{"type":"CNAME","name":"*","value":"example.com"}"#, true),
+            (r#"{"type":"MX","value":"m.example.com","priority":1,"mxPriority":2}"#, false),
+            (r#"{"type":"SRV","name":"_a._b","value":"1 2 3 x.example.com","port":4}"#, false),
+            (
+                r#"{"type":"SRV","name":"_a._b","value":"x.example.com","target":"y.example.com","priority":1,"weight":1,"port":1}"#,
+                false,
+            ),
+        ] {
+            assert_eq!(read(json).is_ok(), well, "{json}");
         }
     }
 }

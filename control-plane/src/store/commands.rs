@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::ids::CommandId;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -22,7 +23,7 @@ pub(super) struct CommandRead {
     agent_id: Uuid,
     pub(super) id: Uuid,
     kind: String,
-    args: Json<Map<String, Value>>,
+    args: Json<Attached>,
     status: String,
     result: Option<String>,
     pub(super) created_at: DateTime<Utc>,
@@ -63,6 +64,17 @@ pub async fn insert(tx: &mut Tx, agent: Uuid, command: &Command) -> Result<(), S
         .await?
         .rows_affected());
     Ok(())
+}
+
+/// Whether a command of a kind was sent to an agent after a time.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn sent_since(tx: &mut Tx, agent: Uuid, kind: &str, at: DateTime<Utc>) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT 1 FROM commands WHERE agent_id = $1 AND kind = $2 AND created_at > $3 LIMIT 1";
+    let found =
+        on!(&mut tx.conn, |c| sqlx::query(SQL).bind(agent).bind(kind).bind(at).fetch_all(c).await?.len());
+    Ok(found > 0)
 }
 
 /// How many commands of an agent are open.
@@ -138,7 +150,7 @@ pub async fn finish(tx: &mut Tx, agent: Uuid, id: Uuid, ok: bool, says: &str) ->
         AND status NOT IN ('done', 'failed') AND result IS NULL RETURNING kind, args";
     let at = tx.at;
     let status = if ok { "done" } else { "failed" };
-    let ended: Option<(String, Json<Map<String, Value>>)> = on!(&mut tx.conn, |c| sqlx::query_as(SQL)
+    let ended: Option<(String, Json<Attached>)> = on!(&mut tx.conn, |c| sqlx::query_as(SQL)
         .bind(agent)
         .bind(id)
         .bind(status)
@@ -147,6 +159,7 @@ pub async fn finish(tx: &mut Tx, agent: Uuid, id: Uuid, ok: bool, says: &str) ->
         .fetch_optional(c)
         .await?);
     let Some((kind, Json(args))) = ended.filter(|_| ok) else { return Ok(()) };
+    let args = args.fields();
     match kind.as_str() {
         "set_interval" => {
             let secs = args.get("seconds").and_then(Value::as_u64).and_then(|secs| u32::try_from(secs).ok());

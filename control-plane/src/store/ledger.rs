@@ -171,15 +171,59 @@ pub async fn move_credits(
         balance_after: state.credits.micros(),
         reference,
     };
-    insert(tx, &[row]).await?;
     let given = amount.micros().checked_neg().ok_or_else(out_of_range)?;
-    add_to_account(tx, other, given).await?;
     if state.tier != before {
         actions::insert(tx, &[ActionRow::tier_change(state, before, tx.at)]).await?;
+        tx.counts.tier_changes += 1;
     }
+    if tx.conn.is_postgres() {
+        return Ok(move_at_once(tx, state, row, (other, given)).await?);
+    }
+    insert(tx, &[row]).await?;
+    add_to_account(tx, other, given).await?;
     let mut changes = [*state];
     agents::write_states(tx, &mut changes).await?;
     *state = changes[0];
+    Ok(())
+}
+
+/// Transfer, account and agent in one statement: each one that a payment waits for is a way to the database and back.
+async fn move_at_once(
+    tx: &mut Tx,
+    state: &mut AgentState,
+    row: NewTransfer,
+    (other, given): (&'static str, i64),
+) -> Result<(), StoreError> {
+    const SQL: &str = "WITH moved AS (INSERT INTO transfers (agent_id, id, kind, from_account, to_account, amount, \
+        balance_after, ref, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)), \
+        booked AS (INSERT INTO accounts (name, shard, balance) VALUES ($10, $11, $12) \
+        ON CONFLICT (name, shard) DO UPDATE SET balance = accounts.balance + excluded.balance) \
+        UPDATE agents SET credits = $7, funded = $13, survival_tier = $14, status = $15, session_id = $16, \
+        version = $17 WHERE id = $1";
+    state.version += 1;
+    let (at, shard) = (tx.at, tx.shard);
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(row.agent)
+        .bind(otonix_sdk::clock::new_id())
+        .bind(row.kind)
+        .bind(row.from)
+        .bind(row.to)
+        .bind(row.amount)
+        .bind(row.balance_after)
+        .bind(row.reference)
+        .bind(at)
+        .bind(other)
+        .bind(shard)
+        .bind(given)
+        .bind(state.funded)
+        .bind(state.tier.as_str())
+        .bind(state.status.as_str())
+        .bind(state.session)
+        .bind(state.version)
+        .execute(c)
+        .await?
+        .rows_affected());
+    tx.changed.push(*state);
     Ok(())
 }
 

@@ -20,7 +20,9 @@ const MIGRATIONS: &[(&str, For, &str)] = &[
     ("0004_purchases", For::Both, include_str!("../../../migrations/0004_purchases.sql")),
     ("0005_enrolment", For::Both, include_str!("../../../migrations/0005_enrolment.sql")),
     ("0006_automation", For::Both, include_str!("../../../migrations/0006_automation.sql")),
-    ("0007_purchase_leases", For::Both, include_str!("../../../migrations/0007_purchase_leases.sql")),
+    ("0007_claims", For::Both, include_str!("../../../migrations/0007_claims.sql")),
+    ("0008_counters", For::Both, include_str!("../../../migrations/0008_counters.sql")),
+    ("0009_purchase_leases", For::Both, include_str!("../../../migrations/0009_purchase_leases.sql")),
 ];
 
 /// Why the database cannot be brought up to date.

@@ -206,6 +206,20 @@ pub async fn mark(tx: &mut Tx, id: Uuid, status: &'static str) -> Result<(), Sto
     Ok(())
 }
 
+/// Notes by which transaction a sale is paid now; refunds of it name that one too.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn set_transaction(tx: &mut Tx, id: Uuid, tx_hash: [u8; 32]) -> Result<(), StoreError> {
+    for sql in
+        ["UPDATE orders SET tx_hash = $2 WHERE id = $1", "UPDATE refunds SET tx_hash = $2 WHERE sale_id = $1"]
+    {
+        let hash = tx_hash.to_vec();
+        on!(&mut tx.conn, |c| sqlx::query(sql).bind(id).bind(hash).execute(c).await?.rows_affected());
+    }
+    Ok(())
+}
+
 #[derive(FromRow)]
 pub(super) struct OrderRead {
     pub(super) id: Uuid,

@@ -245,7 +245,10 @@ pub async fn open_of_idem(conn: &mut Conn, scope: [u8; 32]) -> Result<Option<Pay
     row.map(Payment::try_from).transpose()
 }
 
-/// Claims in a state, oldest first.
+/// Where a list of claims was left: the last row's time and id.
+pub type Place = (DateTime<Utc>, Uuid);
+
+/// Open claims in a state, oldest first, after a place.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
@@ -253,14 +256,65 @@ pub async fn in_status(
     conn: &mut Conn,
     chain: i64,
     status: &'static str,
+    after: Option<Place>,
     limit: i64,
 ) -> Result<Vec<Payment>, StoreError> {
     const SQL: &str = select!(
-        "WHERE status IN ('claimed', 'sent') AND chain = $1 AND status = $2 ORDER BY created_at, id LIMIT $3"
+        "WHERE status IN ('claimed', 'sent') AND chain = $1 AND status = $2 AND (created_at, id) > ($3, $4) \
+         ORDER BY created_at, id LIMIT $5"
     );
-    let rows: Vec<PaymentRead> =
-        on!(conn, |c| sqlx::query_as(SQL).bind(chain).bind(status).bind(limit).fetch_all(c).await?);
+    let (at, id) = after.unwrap_or_default();
+    let rows: Vec<PaymentRead> = on!(conn, |c| sqlx::query_as(SQL)
+        .bind(chain)
+        .bind(status)
+        .bind(at)
+        .bind(id)
+        .bind(limit)
+        .fetch_all(c)
+        .await?);
     rows.into_iter().map(Payment::try_from).collect()
+}
+
+/// Claims that were given up and that the chain may still turn, oldest first, after a place.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn given_up(
+    conn: &mut Conn,
+    chain: i64,
+    after: Option<Place>,
+    limit: i64,
+) -> Result<Vec<Payment>, StoreError> {
+    const SQL: &str = select!(
+        "WHERE status = 'failed' AND closed_at IS NULL AND chain = $1 AND (created_at, id) > ($2, $3) \
+         ORDER BY created_at, id LIMIT $4"
+    );
+    let (at, id) = after.unwrap_or_default();
+    let rows: Vec<PaymentRead> =
+        on!(conn, |c| sqlx::query_as(SQL).bind(chain).bind(at).bind(id).bind(limit).fetch_all(c).await?);
+    rows.into_iter().map(Payment::try_from).collect()
+}
+
+/// Notes that a claim which was given up stays so, and forgets its private part; `false` when that is no news.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn close(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET closed_at = $2, private = NULL WHERE id = $1 AND status = 'failed' \
+        AND closed_at IS NULL";
+    let at = tx.at;
+    Ok(on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(at).execute(c).await?.rows_affected()) == 1)
+}
+
+/// The claim that paid a sale.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn of_sale(conn: &mut Conn, sale: Uuid) -> Result<Option<Payment>, StoreError> {
+    const SQL: &str =
+        select!("WHERE status = 'done' AND order_hash = (SELECT order_hash FROM orders WHERE id = $1)");
+    let row: Option<PaymentRead> = on!(conn, |c| sqlx::query_as(SQL).bind(sale).fetch_optional(c).await?);
+    row.map(Payment::try_from).transpose()
 }
 
 /// Gives a claim another order: its own was paid otherwise.
@@ -284,22 +338,32 @@ pub async fn rename_order(
     Ok(())
 }
 
-/// Ends a claim; `false` when it has ended before. One that failed may still be done: the chain has the last word.
+/// Ends a claim as carried out: `None` when it had ended so before, else the transaction that paid its order already,
+/// if any. One that failed may still be done: the chain has the last word.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn end(
-    tx: &mut Tx,
-    id: Uuid,
-    status: &'static str,
-    failure: Option<&str>,
-) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE payments SET status = $2, failure = $3, ended_at = $4, private = NULL WHERE id = $1 \
-        AND (status IN ('claimed', 'sent') OR (status = 'failed' AND $2 = 'done'))";
+pub async fn done(tx: &mut Tx, id: Uuid) -> Result<Option<Option<[u8; 32]>>, StoreError> {
+    const SQL: &str = "UPDATE payments SET status = 'done', failure = NULL, ended_at = $2, private = NULL \
+        WHERE id = $1 AND status IN ('claimed', 'sent', 'failed') \
+        RETURNING (SELECT o.tx_hash FROM orders o WHERE o.order_hash = payments.order_hash)";
+    let at = tx.at;
+    let row: Option<(Option<Vec<u8>>,)> =
+        on!(&mut tx.conn, |c| sqlx::query_as(SQL).bind(id).bind(at).fetch_optional(c).await?);
+    row.map(|(other,)| other.map(|bytes| hash("orders", "tx_hash", bytes)).transpose()).transpose()
+}
+
+/// Ends a claim that came to nothing; `false` when it has ended before. It keeps what being done after all needs: the
+/// chain has the last word.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn fail(tx: &mut Tx, id: Uuid, failure: &str) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET status = 'failed', failure = $2, ended_at = $3 WHERE id = $1 \
+        AND status IN ('claimed', 'sent')";
     let at = tx.at;
     let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(id)
-        .bind(status)
         .bind(failure)
         .bind(at)
         .execute(c)

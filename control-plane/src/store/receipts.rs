@@ -161,6 +161,17 @@ pub async fn of_transaction(
     rows.into_iter().map(Receipt::try_from).collect()
 }
 
+/// The transfer that paid a sale.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn of_sale(conn: &mut Conn, sale: Uuid) -> Result<Option<Receipt>, StoreError> {
+    const SQL: &str = "SELECT chain, tx_hash, log_index, kind, status, block_number, block_hash, block_time, \
+        from_address, to_address, amount, agent_id, sale_id, missing_since FROM receipts WHERE sale_id = $1";
+    let row: Option<ReceiptRead> = on!(conn, |c| sqlx::query_as(SQL).bind(sale).fetch_optional(c).await?);
+    row.map(Receipt::try_from).transpose()
+}
+
 /// Every transfer that was booked.
 ///
 /// # Errors
@@ -190,6 +201,47 @@ pub async fn note(tx: &mut Tx, row: &Receipt, was: &str) -> Result<bool, StoreEr
         .bind(row.block_time)
         .bind(row.missing_since)
         .bind(was)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(done == 1)
+}
+
+/// Notes that a payment which is not where it was seen came by another transaction; `false` when it was noted before.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn rehome(tx: &mut Tx, was: &Receipt, now: &Receipt) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE receipts SET tx_hash = $5, log_index = $6, block_number = $7, block_hash = $8, \
+        block_time = $9, missing_since = NULL WHERE chain = $1 AND tx_hash = $2 AND log_index = $3 AND status = $4";
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(was.chain)
+        .bind(was.tx_hash.to_vec())
+        .bind(was.log_index)
+        .bind(&was.status)
+        .bind(now.tx_hash.to_vec())
+        .bind(now.log_index)
+        .bind(now.block_number)
+        .bind(now.block_hash.to_vec())
+        .bind(now.block_time)
+        .execute(c)
+        .await?
+        .rows_affected());
+    Ok(done == 1)
+}
+
+/// Forgets an unmatched transfer, in the transaction that books it otherwise.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn unbook(tx: &mut Tx, row: &Receipt) -> Result<bool, StoreError> {
+    const SQL: &str = "DELETE FROM receipts WHERE chain = $1 AND tx_hash = $2 AND log_index = $3 \
+        AND kind = 'unmatched' AND status = $4";
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(row.chain)
+        .bind(row.tx_hash.to_vec())
+        .bind(row.log_index)
+        .bind(&row.status)
         .execute(c)
         .await?
         .rows_affected());

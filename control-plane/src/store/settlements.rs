@@ -110,7 +110,7 @@ pub async fn of_payment(conn: &mut Conn, payment: Uuid) -> Result<Vec<Settlement
     rows.into_iter().map(Settlement::try_from).collect()
 }
 
-/// Everything signed from an account number on, in order.
+/// The last that was signed with each account number, from one on, in order.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
@@ -122,8 +122,9 @@ pub async fn from_nonce(
     limit: i64,
 ) -> Result<Vec<Settlement>, StoreError> {
     const SQL: &str = "SELECT chain, signer, account_nonce, attempt, payment_id, tx_hash, raw, max_fee, \
-        priority_fee, created_at FROM settlements WHERE chain = $1 AND signer = $2 AND account_nonce >= $3 \
-        ORDER BY account_nonce, attempt LIMIT $4";
+        priority_fee, created_at FROM settlements s WHERE chain = $1 AND signer = $2 AND account_nonce >= $3 \
+        AND attempt = (SELECT MAX(l.attempt) FROM settlements l WHERE l.chain = s.chain AND l.signer = s.signer \
+        AND l.account_nonce = s.account_nonce) ORDER BY account_nonce LIMIT $4";
     let rows: Vec<SettlementRead> = on!(conn, |c| sqlx::query_as(SQL)
         .bind(chain)
         .bind(signer)

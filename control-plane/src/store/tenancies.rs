@@ -19,7 +19,15 @@ pub struct Tenancy {
     pub plan: String,
     pub cycle: String,
     pub paid_until: DateTime<Utc>,
+    /// When it was last about to be powered off for want of money.
     pub powered_off_at: Option<DateTime<Utc>>,
+}
+
+impl Tenancy {
+    /// Whether the vendor has powered it off for want of money.
+    pub fn is_off(&self) -> bool {
+        self.powered_off_at.is_some() && self.status == "stopped"
+    }
 }
 
 /// Managed servers whose paid time ends before a time, the first to end first; and those that were powered off.
@@ -56,20 +64,34 @@ pub async fn lock(tx: &mut Tx, id: Uuid) -> Result<Option<Tenancy>, StoreError> 
     Ok(on!(&mut tx.conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?))
 }
 
-/// Notes that a server was powered off for want of money, or (`None`) that it is on again.
+/// Notes that a server is about to be powered off for want of money; `false` when it was paid meanwhile.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn note_power(tx: &mut Tx, id: Uuid, off_at: Option<DateTime<Utc>>) -> Result<(), StoreError> {
-    const SQL: &str = "UPDATE sandboxes SET status = $2, powered_off_at = $3 WHERE id = $1 AND managed";
-    let status = if off_at.is_some() { "stopped" } else { "running" };
-    on!(&mut tx.conn, |c| sqlx::query(SQL)
+pub async fn begin_power_off(tx: &mut Tx, id: Uuid, paid_until: DateTime<Utc>) -> Result<bool, StoreError> {
+    const SQL: &str =
+        "UPDATE sandboxes SET powered_off_at = $3 WHERE id = $1 AND managed AND paid_until = $2";
+    let at = tx.at;
+    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
         .bind(id)
-        .bind(status)
-        .bind(off_at)
+        .bind(paid_until)
+        .bind(at)
         .execute(c)
         .await?
         .rows_affected());
+    Ok(done == 1)
+}
+
+/// Notes that a server was powered off, or is on again.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn note_power(tx: &mut Tx, id: Uuid, off: bool) -> Result<(), StoreError> {
+    const OFF: &str = "UPDATE sandboxes SET status = 'stopped' WHERE id = $1 AND managed";
+    const ON: &str =
+        "UPDATE sandboxes SET status = 'running', powered_off_at = NULL WHERE id = $1 AND managed";
+    let sql = if off { OFF } else { ON };
+    on!(&mut tx.conn, |c| sqlx::query(sql).bind(id).execute(c).await?.rows_affected());
     Ok(())
 }
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use otonix_sdk::chain::usdc::{self, Facts, TransferAuthorization};
-use otonix_sdk::chain::{At, Block, ChainError, EvmAddress, Fees, Hash, Log, Receipt, Rpc, Transaction};
+use otonix_sdk::chain::{
+    At, Block, ChainError, EvmAddress, Fees, Hash, Log, LogFilter, Receipt, Rpc, Transaction,
+};
 use otonix_sdk::x402::eip3009::Domain;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -379,6 +381,22 @@ impl Chain {
         }
     }
 
+    /// The newest block that is as deep below a head as is needed; `None` while there is none.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn deep_block(&self, depth: Depth, head: Block) -> Result<Option<Block>, Trouble> {
+        let number = match depth {
+            Depth::Blocks(1) => return Ok(Some(head)),
+            Depth::Blocks(blocks) => head.number.saturating_add(1).checked_sub(blocks),
+            Depth::Finalized => Some(self.finalized().await?.min(head.number)),
+        };
+        match number {
+            Some(number) => Ok(self.rpc.block(At::Number(number)).await?),
+            None => Ok(None),
+        }
+    }
+
     /// Looks whether a signed payment would be carried out now; `Ok(Err)` with the node's words when not.
     ///
     /// # Errors
@@ -406,6 +424,14 @@ impl Chain {
         Ok(self.rpc.authorization_state(self.asset, from, nonce, At::Latest).await?)
     }
 
+    /// Whether it was by a block: a node that does not know that block yet gives no answer.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn is_used_by(&self, from: EvmAddress, nonce: [u8; 32], block: u64) -> Result<bool, Trouble> {
+        Ok(self.rpc.authorization_state(self.asset, from, nonce, At::Number(block)).await?)
+    }
+
     /// The transaction that used a payer's nonce, looked for from a block on.
     ///
     /// # Errors
@@ -416,13 +442,38 @@ impl Chain {
         nonce: [u8; 32],
         from_block: u64,
     ) -> Result<Option<Mined>, Trouble> {
+        let filter = |blocks| usdc::authorization_used(self.asset, from, nonce, blocks);
+        match self.newest_log(from_block, filter).await? {
+            Some(log) => self.mined(log.tx_hash).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The block in which a payer cancelled a nonce, looked for from a block on.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn cancel_of(
+        &self,
+        from: EvmAddress,
+        nonce: [u8; 32],
+        from_block: u64,
+    ) -> Result<Option<u64>, Trouble> {
+        let filter = |blocks| usdc::authorization_cancelled(self.asset, from, nonce, blocks);
+        Ok(self.newest_log(from_block, filter).await?.map(|log| log.block_number))
+    }
+
+    async fn newest_log(
+        &self,
+        from_block: u64,
+        filter: impl Fn(std::ops::RangeInclusive<u64>) -> LogFilter,
+    ) -> Result<Option<Log>, Trouble> {
         let head = self.head(Duration::ZERO).await?.number;
         let mut end = head;
         loop {
             let start = end.saturating_sub(LOG_CHUNK - 1).max(from_block.min(head));
-            let filter = usdc::authorization_used(self.asset, from, nonce, start..=end);
-            if let Some(log) = self.rpc.logs(&filter).await?.first() {
-                return self.mined(log.tx_hash).await;
+            if let Some(log) = self.rpc.logs(&filter(start..=end)).await?.pop() {
+                return Ok(Some(log));
             }
             if start <= from_block || start == 0 {
                 return Ok(None);

@@ -119,19 +119,19 @@ impl Cherry {
         Err(unreadable("a list without end"))
     }
 
-    /// Who is billed: as configured, else the team that has the project, else the only one.
+    /// Who is billed: as configured, else the only team of the token, else the one that has the project.
     async fn team(&self) -> Result<u64, VendorError> {
         if let Some(team) = self.team {
             return Ok(team);
         }
         let find = || async {
             let teams: Vec<TeamSaid> = self.list(&["v1", "teams"]).await?;
-            let Some(wanted) = self.project else {
-                let [only] = teams.as_slice() else {
-                    let what = "the token has several teams; configure cherry-team or cherry-project";
-                    return Err(VendorError::not_done(Refusal::Unauthorised, what));
-                };
+            if let [only] = teams.as_slice() {
                 return Ok(only.id);
+            }
+            let Some(wanted) = self.project else {
+                let what = "the token has several teams; configure cherry-team or cherry-project";
+                return Err(VendorError::not_done(Refusal::Unauthorised, what));
             };
             for team in &teams {
                 let projects = self.projects(team.id).await?;

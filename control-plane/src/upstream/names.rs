@@ -59,7 +59,8 @@ impl DomainName {
         if name.len() > 1024 {
             return None;
         }
-        let ascii = idna::domain_to_ascii_strict(name.trim().trim_end_matches('.')).ok()?;
+        let name = name.trim();
+        let ascii = idna::domain_to_ascii_strict(name.strip_suffix('.').unwrap_or(name)).ok()?;
         let label_fits = |label: &str| {
             let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
             plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
@@ -108,9 +109,10 @@ mod tests {
         ] {
             assert_eq!(DomainName::parse(name).expect(name).as_str(), ascii);
         }
-        for bad in
-            ["", "com", "-a.com", "a_b.com", "a b.com", "1.2.3.4", "a..com", "../x.com", "a.com/x", "a\0.com"]
-        {
+        for bad in [
+            "", "com", "-a.com", "a_b.com", "a b.com", "1.2.3.4", "a..com", "a.com..", "../x.com", "a.com/x",
+            "a\0.com",
+        ] {
             assert!(DomainName::parse(bad).is_none(), "{bad}");
         }
     }

@@ -10,7 +10,7 @@ use crate::store::writer::Tx;
 use otonix_sdk::standing::AgentStatus;
 
 /// Beats of one statement. More would save little, and leave holes of their size in the heap.
-const CHUNK: usize = 2000;
+const CHUNK: usize = 500;
 
 /// Writes what was heard since the last pass. Beats whose write fails are kept for the next.
 ///

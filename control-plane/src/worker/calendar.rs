@@ -8,7 +8,7 @@ use tokio_cron_scheduler::{Job, JobScheduler};
 use crate::app::App;
 use crate::error::Error;
 use crate::store::writer::Target;
-use crate::store::{idempotency, retention, streams};
+use crate::store::{idempotency, presentations, retention, streams};
 use crate::worker::{hold, renewal};
 
 /// Rows of one step.
@@ -88,7 +88,7 @@ pub async fn forget_old_rows(app: &App) -> Result<(), Error> {
     Ok(())
 }
 
-/// Deletes stored answers that are old enough, in small steps.
+/// Deletes stored answers that are old enough, and for what public payments were shown, in small steps.
 ///
 /// # Errors
 /// 503 without database.
@@ -99,7 +99,10 @@ pub async fn forget_answers(app: &App) -> Result<(), Error> {
             return Ok(());
         }
         let gone = app.writer.apply(Target::Shared, move |tx| {
-            Box::pin(async move { Ok(idempotency::forget(tx, before, PAGE).await?) })
+            Box::pin(async move {
+                Ok(idempotency::forget(tx, before, PAGE).await?
+                    + presentations::forget(tx, before, PAGE).await?)
+            })
         });
         if gone.await? == 0 {
             break;

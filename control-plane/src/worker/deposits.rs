@@ -15,7 +15,7 @@ use crate::service::payments::book::{Arrived, signed};
 use crate::service::payments::settlement::{self, Found, authorization, away, block_of};
 use crate::service::payments::{Payments, goods, movements};
 use crate::store::writer::{Target, Tx};
-use crate::store::{agents, cursors, payments};
+use crate::store::{agents, cursors, orders, payments, receipts};
 use crate::treasury::{Confirmations, Depth};
 use crate::upstream::chain::Mined;
 use crate::worker::{Held, hold};
@@ -218,8 +218,37 @@ async fn waits_for_claim(app: &App, parts: &Payments, mined: &Mined) -> Result<b
                     settlement::grant(app, parts, &claim, &arrived).await?;
                 }
             }
+            "done" => carried_out_again(app, parts, &claim, mined).await?,
             _ => {}
         }
     }
     Ok(false)
+}
+
+/// A payment that was booked, left the chain and came by this transaction stays the payment of what it bought.
+async fn carried_out_again(
+    app: &App,
+    parts: &Payments,
+    claim: &payments::Payment,
+    mined: &Mined,
+) -> Result<(), Error> {
+    let order = claim.order_hash;
+    let row = app.db.read(move |conn| {
+        Box::pin(async move {
+            match orders::sold(conn, order).await? {
+                Some(sold) => receipts::of_sale(conn, sold.id).await,
+                None => Ok(None),
+            }
+        })
+    });
+    let Some(row) = row.await?.filter(|row| row.tx_hash != mined.receipt.tx_hash.0) else { return Ok(()) };
+    let hash = [mined.receipt.tx_hash];
+    let found = settlement::look(parts, &authorization(claim)?, &hash).await.map_err(away)?;
+    if let Found::Settled(arrived) = found {
+        let done = app.writer.apply(Target::Alone, move |tx| {
+            Box::pin(async move { movements::rehome_in(tx, &row, &arrived).await })
+        });
+        done.await?;
+    }
+    Ok(())
 }

@@ -9,9 +9,10 @@ use otonix_sdk::chain::{At, Hash};
 
 use crate::app::App;
 use crate::error::Error;
-use crate::service::payments::book::signed;
-use crate::service::payments::settlement::{away, block_of};
+use crate::service::payments::book::{Arrived, signed};
+use crate::service::payments::settlement::{self, Found, authorization, away, block_of};
 use crate::service::payments::{Payments, goods, movements};
+use crate::store::payments;
 use crate::store::receipts::{self, Receipt, Seen};
 use crate::store::writer::Target;
 use crate::worker::{Held, hold};
@@ -106,6 +107,24 @@ async fn look_closely(app: &App, parts: &Payments, held: Held, seen: &Seen) -> R
         .await?;
     for row in rows {
         let found = on_chain(parts, &row).await?;
+        if found.is_none()
+            && let Some(arrived) = elsewhere(app, parts, &row).await?
+        {
+            let (replica, hash) = (app.replica, arrived.hash_text());
+            let done = app.writer.apply(Target::Alone, move |tx| {
+                Box::pin(async move {
+                    held.check(tx, replica).await?;
+                    movements::rehome_in(tx, &row, &arrived).await
+                })
+            });
+            if done.await? {
+                tracing::warn!(
+                    tx.hash = hash,
+                    "a signed payment left the chain and came by another transaction"
+                );
+            }
+            continue;
+        }
         let replica = app.replica;
         let target = if row.agent.is_nil() { Target::Shared } else { Target::Agent(row.agent) };
         let now = app.clock.now();
@@ -141,6 +160,22 @@ async fn look_closely(app: &App, parts: &Payments, held: Held, seen: &Seen) -> R
         }
     }
     Ok(())
+}
+
+/// The transaction that carries out a signed payment now, when it is another one than before.
+async fn elsewhere(app: &App, parts: &Payments, row: &Receipt) -> Result<Option<Arrived>, Error> {
+    let sale = row.sale;
+    if sale.is_nil() {
+        return Ok(None);
+    }
+    let claim = app.db.read(move |conn| Box::pin(async move { payments::of_sale(conn, sale).await }));
+    let Some(claim) = claim.await? else { return Ok(None) };
+    let from = block_of(claim.from_block);
+    let found = settlement::search(parts, &authorization(&claim)?, from).await.map_err(away)?;
+    Ok(match found {
+        Found::Settled(arrived) if arrived.tx_hash != row.tx_hash => Some(*arrived),
+        _ => None,
+    })
 }
 
 /// The receipt with the place where its transfer is now; `None` when it is nowhere.

@@ -36,6 +36,7 @@ async fn settle(tx: &mut Tx, due: Vec<Uuid>) -> Result<(), Error> {
         }
     }
     actions::insert(tx, &lines).await?;
+    tx.counts.tier_changes += lines.len() as u64;
     agents::write_states(tx, &mut changes).await?;
     Ok(())
 }

@@ -2,9 +2,9 @@
 //! was in vain twice, a server of ours is rebooted.
 
 use chrono::TimeDelta;
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::ids::CommandId;
-use serde_json::Map;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -14,6 +14,10 @@ use crate::store::writer::{Notice, Target, Tx};
 use crate::store::{agents, commands};
 use crate::worker::recovery;
 
+/// What the daemon is told.
+const RESTART: &str = "restart_agent";
+/// Between two of them.
+const REST: TimeDelta = TimeDelta::seconds(270);
 /// How long the command may wait.
 const TTL_SECS: i64 = 300;
 /// Restarts in vain before a server of ours is rebooted.
@@ -27,26 +31,43 @@ const MOST_PERCENT: usize = 5;
 /// 503 without database.
 pub async fn run_once(app: &App) -> Result<(), Error> {
     app.shared.cycled();
+    note_recovered(app).await?;
     let most = (app.shared.links.len() * MOST_PERCENT / 100).max(1);
     for (agent, in_vain) in app.shared.health.to_treat(most) {
         if in_vain >= RESTARTS_FIRST && recovery::reboot_stalled(app, agent).await? {
             continue;
         }
-        app.shared.metrics.healing_attempts.inc();
-        app.writer.apply(Target::Agent(agent), move |tx| Box::pin(treat(tx, agent))).await?;
+        let told = app.writer.apply(Target::Agent(agent), move |tx| Box::pin(treat(tx, agent)));
+        if told.await? {
+            app.shared.metrics.healing_attempts.inc();
+        }
     }
     Ok(())
 }
 
-async fn treat(tx: &mut Tx, agent: Uuid) -> Result<(), Error> {
-    let Some(state) = agents::lock_state(tx, agent).await? else { return Ok(()) };
-    if state.killed {
+async fn note_recovered(app: &App) -> Result<(), Error> {
+    let count = app.shared.health.take_recovered();
+    if count == 0 {
         return Ok(());
     }
+    let noted = app.writer.apply(Target::Shared, move |tx| {
+        tx.counts.healing_successes += count;
+        Box::pin(async move { Ok(()) })
+    });
+    noted.await.inspect_err(|_| app.shared.health.keep_recovered(count))
+}
+
+/// Tells a stalled agent to restart, unless it was told lately: by a replica that heard it before this one did.
+async fn treat(tx: &mut Tx, agent: Uuid) -> Result<bool, Error> {
+    let Some(state) = agents::lock_state(tx, agent).await? else { return Ok(false) };
+    if state.killed || commands::sent_since(tx, agent, RESTART, tx.at - REST).await? {
+        return Ok(false);
+    }
+    tx.counts.healing_attempts += 1;
     let command = Command {
         id: CommandId::from(otonix_sdk::clock::new_id()),
-        kind: "restart_agent".to_owned(),
-        args: Map::new(),
+        kind: RESTART.to_owned(),
+        args: Attached::default(),
         status: "queued".to_owned(),
         created_at: tx.at,
         expires_at: tx.at + TimeDelta::seconds(TTL_SECS),
@@ -57,5 +78,5 @@ async fn treat(tx: &mut Tx, agent: Uuid) -> Result<(), Error> {
         ActionRow::by_server(&state, "system", "healing: the stalled agent is told to restart", None, tx.at);
     actions::insert(tx, &[line]).await?;
     tx.notices.push(Notice::Command(agent));
-    Ok(())
+    Ok(true)
 }

@@ -5,11 +5,11 @@
 //! the transaction that moves its end, and only from the end that was seen.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::{AgentId, CommandId};
 use otonix_sdk::money::MicroUsd;
-use serde_json::Map;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -19,6 +19,7 @@ use crate::service::purchases::book::Wanted;
 use crate::service::purchases::item::Item;
 use crate::service::purchases::{offers, open};
 use crate::store::actions::{self, ActionRow};
+use crate::store::agents::AgentState;
 use crate::store::tenancies::{self, Ending, Tenancy};
 use crate::store::writer::{Notice, Target, Tx};
 use crate::store::{agents, commands, sandboxes, warnings};
@@ -76,7 +77,7 @@ async fn keep(app: &App, held: Held, compute: &dyn ComputeProvider, tenancy: &Te
         && now < last_call
         && now >= off + REST
     {
-        return power(app, held, compute, tenancy, None).await;
+        return power_on(app, held, compute, tenancy).await;
     }
     if now < tenancy.paid_until - lead(tenancy) || extend(app, held, tenancy).await? {
         return Ok(());
@@ -84,8 +85,8 @@ async fn keep(app: &App, held: Held, compute: &dyn ComputeProvider, tenancy: &Te
     if now >= tenancy.paid_until - DELETE_BEFORE {
         return end(app, held, tenancy).await;
     }
-    if now >= last_call && tenancy.powered_off_at.is_none() {
-        return power(app, held, compute, tenancy, Some(now)).await;
+    if now >= last_call && !tenancy.is_off() {
+        return power_off(app, held, compute, tenancy).await;
     }
     Ok(())
 }
@@ -183,46 +184,83 @@ async fn tell(tx: &mut Tx, agent: Uuid, seen: &Tenancy, why: &str) -> Result<(),
     let action = format!("server {} is not paid beyond {}", seen.name, seen.paid_until.to_rfc3339());
     let line = ActionRow::by_server(&state, "infra", &action, Some(why.to_owned()), tx.at);
     actions::insert(tx, &[ActionRow { status: "failed".to_owned(), ..line }]).await?;
+    ask_for_money(tx, &state, seen.paid_until).await
+}
+
+/// Warns a daemon, over its session, that something is not paid: it brings in what its wallet has. Once a date.
+pub(super) async fn ask_for_money(
+    tx: &mut Tx,
+    state: &AgentState,
+    due_at: DateTime<Utc>,
+) -> Result<(), Error> {
     if state.killed {
         return Ok(());
     }
     let command = Command {
         id: CommandId::from(otonix_sdk::clock::new_id()),
         kind: "sweep".to_owned(),
-        args: Map::new(),
+        args: Attached::default(),
         status: "queued".to_owned(),
         created_at: tx.at,
-        expires_at: seen.paid_until.max(tx.at + TimeDelta::minutes(5)),
+        expires_at: due_at.max(tx.at + TimeDelta::minutes(5)),
         result: None,
     };
-    commands::insert(tx, agent, &command).await?;
-    tx.notices.push(Notice::Command(agent));
+    commands::insert(tx, state.id.uuid(), &command).await?;
+    tx.notices.push(Notice::Command(state.id.uuid()));
     Ok(())
 }
 
-/// Powers a server off for want of money (`Some`), or on again.
-async fn power(
+/// Powers a server off for want of money. It is noted before it is sent, so that whoever pays meanwhile has it powered on
+/// again once what was sent has certainly come.
+async fn power_off(
     app: &App,
     held: Held,
     compute: &dyn ComputeProvider,
     tenancy: &Tenancy,
-    off_at: Option<DateTime<Utc>>,
 ) -> Result<(), Error> {
     let Ok(id) = tenancy.vendor_id.parse() else { return Ok(()) };
-    let action = if off_at.is_some() { ServerAction::PowerOff } else { ServerAction::PowerOn };
-    match compute.act(id, &action, Deadline::after(SEND_FOR)).await {
-        Ok(()) => {}
-        Err(why) => {
-            tracing::warn!(server.id = tenancy.vendor_id, error = %why, "a server's power could not be changed");
-            return Ok(());
-        }
+    let until = Deadline::after(SEND_FOR);
+    let (replica, seen) = (app.replica, tenancy.clone());
+    let begun = app.writer.apply(Target::Alone, move |tx| {
+        Box::pin(async move {
+            held.check(tx, replica).await?;
+            Ok(tenancies::begin_power_off(tx, seen.id, seen.paid_until).await?)
+        })
+    });
+    if !begun.await? {
+        return Ok(());
     }
+    if let Err(why) = compute.act(id, &ServerAction::PowerOff, until).await {
+        tracing::warn!(server.id = id, error = %why, "a server could not be powered off");
+        return Ok(());
+    }
+    note_power(app, held, tenancy, true).await
+}
+
+async fn power_on(
+    app: &App,
+    held: Held,
+    compute: &dyn ComputeProvider,
+    tenancy: &Tenancy,
+) -> Result<(), Error> {
+    let Ok(id) = tenancy.vendor_id.parse() else { return Ok(()) };
+    let until = Deadline::after(SEND_FOR);
+    held.still(app).await?;
+    if let Err(why) = compute.act(id, &ServerAction::PowerOn, until).await {
+        tracing::warn!(server.id = id, error = %why, "a server could not be powered on");
+        return Ok(());
+    }
+    note_power(app, held, tenancy, false).await
+}
+
+/// The vendor has powered a server off, or on again.
+async fn note_power(app: &App, held: Held, tenancy: &Tenancy, off: bool) -> Result<(), Error> {
     let (replica, seen) = (app.replica, tenancy.clone());
     let noted = app.writer.apply(Target::Alone, move |tx| {
         Box::pin(async move {
             held.check(tx, replica).await?;
-            tenancies::note_power(tx, seen.id, off_at).await?;
-            let word = if off_at.is_some() { "off: nobody paid for it" } else { "on again" };
+            tenancies::note_power(tx, seen.id, off).await?;
+            let word = if off { "off: nobody paid for it" } else { "on again" };
             log(tx, seen.agent_id, &format!("server {} was powered {word}", seen.name)).await
         })
     });

@@ -18,8 +18,8 @@ use crate::store::writer::{Target, Tx};
 use crate::worker::{ClockPair, Held, hold};
 
 /// Agents of one page, and pages of one pass.
-const PAGE: i64 = 5_000;
-const PAGES: usize = 4;
+const PAGE: i64 = 1_000;
+const PAGES: usize = 20;
 /// Intervals of silence.
 const MISSED: i64 = 3;
 /// Passes come every few seconds; after such a gap the process was frozen, or its database said nothing. Less than

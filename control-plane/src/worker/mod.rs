@@ -25,6 +25,7 @@ pub mod commands;
 pub mod deployments;
 pub mod deposits;
 pub mod finality;
+pub mod given_up;
 pub mod grace;
 pub mod healing;
 pub mod lifetime;
@@ -75,6 +76,17 @@ impl Held {
     /// It rises with every change of hands.
     pub const fn epoch(self) -> i64 {
         self.epoch
+    }
+
+    /// Refuses to go on when the lease was lost while something was asked of others.
+    ///
+    /// # Errors
+    /// As [`Self::check`]; 503 without database.
+    pub async fn still(self, app: &App) -> Result<(), Error> {
+        let replica = app.replica;
+        let asked =
+            app.writer.apply(Target::Alone, move |tx| Box::pin(async move { self.check(tx, replica).await }));
+        asked.await
     }
 
     /// Refuses to go on when the lease was lost.
@@ -181,6 +193,11 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
         tracker.spawn(every(Arc::clone(app), "finality", second * 3, stop.clone(), move |app| {
             let finality = Arc::clone(&finality);
             async move { finality.lock().await.run_once(&app).await }
+        }));
+        let given_up = Arc::new(tokio::sync::Mutex::new(given_up::GivenUp::default()));
+        tracker.spawn(every(Arc::clone(app), "given-up", second * 3, stop.clone(), move |app| {
+            let given_up = Arc::clone(&given_up);
+            async move { given_up.lock().await.run_once(&app).await }
         }));
     }
 }

@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::ids::CommandId;
 use otonix_sdk::standing::AgentStatus;
-use serde_json::Map;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -114,6 +114,7 @@ async fn close(app: &App, held: Held) -> Result<(), Error> {
         Box::pin(async move {
             held.check(tx, replica).await?;
             let well = healings::close_recovered(tx).await?;
+            tx.counts.healing_successes += well.len() as u64;
             let mut lines = Vec::new();
             for state in agents::states_of(&mut tx.conn, &well).await? {
                 lines.push(ActionRow::by_server(
@@ -151,6 +152,7 @@ async fn note(
             }
             let command = if step == "restart" { Some(queue(tx, agent).await?) } else { None };
             healings::insert(tx, agent, step, command).await?;
+            tx.counts.healing_attempts += u64::from(step != "operator");
             let mut line = ActionRow::by_server(&state, "system", action, details, tx.at);
             if step == "operator" {
                 "failed".clone_into(&mut line.status);
@@ -160,7 +162,7 @@ async fn note(
         })
     });
     let noted = noted.await?;
-    if noted {
+    if noted && step != "operator" {
         app.shared.metrics.healing_attempts.inc();
     }
     Ok(noted)
@@ -171,7 +173,7 @@ async fn queue(tx: &mut Tx, agent: Uuid) -> Result<Uuid, Error> {
     let command = Command {
         id: CommandId::from(id),
         kind: "restart_agent".to_owned(),
-        args: Map::new(),
+        args: Attached::default(),
         status: "queued".to_owned(),
         created_at: tx.at,
         expires_at: tx.at + COOLDOWN,
@@ -221,10 +223,12 @@ async fn reboot(
         Some(false) => (ServerAction::PowerOn, "healing: the agent's server is powered on"),
         Some(true) | None => (ServerAction::Reboot, "healing: the agent's server is rebooted"),
     };
+    // Nobody takes the next step before the rest that begins with the note, so what is sent ends before it.
+    let until = Deadline::after(SEND_FOR);
     if !note(app, held, patient, "reboot", words, None).await? {
         return Ok(false);
     }
-    if let Err(error) = compute.act(id, &action, Deadline::after(SEND_FOR)).await {
+    if let Err(error) = compute.act(id, &action, until).await {
         tracing::warn!(server.id = id, %error, "a server could not be rebooted");
     }
     Ok(true)
@@ -248,6 +252,7 @@ pub async fn reboot_stalled(app: &App, agent: Uuid) -> Result<bool, Error> {
             return Ok(false);
         }
     }
+    let until = Deadline::after(SEND_FOR);
     let noted = app.writer.apply(Target::Agent(agent), move |tx| {
         Box::pin(async move {
             let Some(state) = agents::lock_state(tx, agent).await? else { return Ok(false) };
@@ -259,6 +264,7 @@ pub async fn reboot_stalled(app: &App, agent: Uuid) -> Result<bool, Error> {
                 return Ok(false);
             }
             healings::insert_reboot(tx, agent).await?;
+            tx.counts.healing_attempts += 1;
             let action = "healing: the agent stays stalled; its server is rebooted";
             actions::insert(tx, &[ActionRow::by_server(&state, "system", action, None, at)]).await?;
             Ok(true)
@@ -268,7 +274,7 @@ pub async fn reboot_stalled(app: &App, agent: Uuid) -> Result<bool, Error> {
         return Ok(false);
     }
     app.shared.metrics.healing_attempts.inc();
-    if let Err(error) = compute.act(id, &ServerAction::Reboot, Deadline::after(SEND_FOR)).await {
+    if let Err(error) = compute.act(id, &ServerAction::Reboot, until).await {
         tracing::warn!(server.id = id, %error, "a server could not be rebooted");
     }
     Ok(true)

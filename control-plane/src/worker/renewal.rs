@@ -106,7 +106,7 @@ async fn keep(app: &App, held: Held, registrar: &dyn Registrar, holding: &Holdin
         return refuse(app, held, holding, &why).await;
     }
     match renew(app, held, holding, agent, price).await {
-        Err(error) if lifetime::is_poor(&error) => refuse(app, held, holding, &error.to_string()).await,
+        Err(error) if lifetime::is_poor(&error) => tell(app, held, holding, &error.to_string(), true).await,
         Err(error) if error.code() == ErrorCode::PurchaseUnderWay => Ok(()),
         done => done,
     }
@@ -156,14 +156,26 @@ async fn set_end(
 
 /// Takes the turn without a renewal, and tells why once for each end.
 async fn refuse(app: &App, held: Held, holding: &Holding, why: &str) -> Result<(), Error> {
+    tell(app, held, holding, why, false).await
+}
+
+/// The same; money may help, so the daemon is asked for what its wallet has.
+async fn tell(app: &App, held: Held, holding: &Holding, why: &str, is_poor: bool) -> Result<(), Error> {
     let (seen, words) = (holding.clone(), why.to_owned());
     let why = why.to_owned();
     write(app, held, move |tx| {
         Box::pin(async move {
+            let state = match seen.agent_id.filter(|_| is_poor) {
+                Some(agent) => agents::lock_state(tx, agent).await?,
+                None => None,
+            };
             keeping::take_turn(tx, &seen, next_turn(seen.expires_at, tx.at)).await?;
             if warnings::first(tx, &format!("domain {}", seen.id), seen.expires_at).await? {
                 let action = format!("domain {} is not renewed", seen.name);
                 log(tx, seen.agent_id, &action, Some(words)).await?;
+                if let Some(state) = state {
+                    lifetime::ask_for_money(tx, &state, seen.expires_at).await?;
+                }
             }
             Ok(())
         })

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use otonix_sdk::chain::{At, ChainError, Hash};
+use otonix_sdk::chain::{At, Hash};
 use otonix_sdk::wallet::Wallet;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -16,21 +16,23 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::error::Error;
 use crate::service::payments::Payments;
-use crate::service::payments::desk::{COUNT_AGE, LEASE, Pen, row_of};
+use crate::service::payments::desk::{COUNT_AGE, LEASE, Pen};
 use crate::service::payments::settlement::{
-    Found, authorization, away, block_of, chain_column, conclude, look, search, sign, signer_text,
+    Found, authorization, away, block_of, chain_column, conclude, look, search,
 };
-use crate::store::payments::{self, Payment};
+use crate::store::payments::{self, Payment, Place};
 use crate::store::settlements::{self, Settlement};
 use crate::store::writer::Target;
 use crate::treasury::Settler;
-use crate::upstream::chain::MAX_FEE_CAP;
 use crate::upstream::facilitator::Said;
 use crate::worker::{Held, hold};
 
-/// Claims that are followed at once.
+mod unmined;
+
+/// Claims that are followed at once. When there are more, each gives up its place after a while to those that wait.
 const MAX_FOLLOWED: usize = 1_024;
-/// Claims of one signing.
+const TURN: Duration = Duration::from_secs(10);
+/// Rows of one question, and claims of one signing.
 const BATCH: i64 = 256;
 /// How often claims are looked for that nobody told of.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -38,8 +40,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// How often what waits is sent again.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
-/// After this a transaction that is in no block gets a dearer one beside it.
-const BUMP_AFTER: i64 = 20;
 /// Between two looks at one claim.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_secs(1);
@@ -54,8 +54,31 @@ struct Settling {
     app: Arc<App>,
     parts: Arc<Payments>,
     followed: Arc<Mutex<HashSet<Uuid>>>,
+    turns: Arc<Mutex<Turns>>,
     stop: CancellationToken,
     tracker: TaskTracker,
+}
+
+/// What a look at a claim came to.
+enum Looked {
+    Ended,
+    /// What was sent has failed on the chain; somebody else may still carry it out.
+    Reverted,
+    Open,
+}
+
+/// Where the last look at each list has ended, so that every row has its turn.
+#[derive(Debug, Default)]
+struct Turns {
+    claimed: Option<Place>,
+    sent: Option<Place>,
+    unmined: Option<i64>,
+}
+
+impl Turns {
+    fn of(&mut self, status: &str) -> &mut Option<Place> {
+        if status == "sent" { &mut self.sent } else { &mut self.claimed }
+    }
 }
 
 /// Starts settling, when anything settles here.
@@ -65,6 +88,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
         app: Arc::clone(app),
         parts: Arc::clone(parts),
         followed: Arc::default(),
+        turns: Arc::default(),
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
@@ -87,6 +111,7 @@ impl Settling {
             for (claim, signed) in self.parts.fresh() {
                 match signed {
                     Some(row) => self.follow(claim, vec![row]),
+                    None if claim.status == "sent" => self.follow(claim, Vec::new()),
                     None => fresh.push(claim),
                 }
             }
@@ -120,25 +145,30 @@ impl Settling {
         }
     }
 
-    async fn claims(&self, status: &'static str) -> Result<Vec<Payment>, Error> {
-        let chain = chain_column(&self.parts);
-        let found = self
-            .app
-            .db
-            .read(move |conn| Box::pin(async move { payments::in_status(conn, chain, status, BATCH).await }));
+    /// The next claims in a state that are not followed, and whether they are the last ones.
+    async fn claims(&self, status: &'static str) -> Result<(Vec<Payment>, bool), Error> {
+        let (chain, after) = (chain_column(&self.parts), *self.turns.lock().of(status));
+        let found = self.app.db.read(move |conn| {
+            Box::pin(async move { payments::in_status(conn, chain, status, after, BATCH).await })
+        });
         let mut found = found.await?;
+        let more = found.len() as i64 >= BATCH;
+        let last = found.last().filter(|_| more).map(|claim| (claim.created_at, claim.id));
+        *self.turns.lock().of(status) = last;
         let followed = self.followed.lock();
         found.retain(|claim| !followed.contains(&claim.id));
-        Ok(found)
+        Ok((found, !more))
+    }
+
+    fn is_full(&self) -> bool {
+        self.followed.lock().len() >= MAX_FOLLOWED
     }
 
     /// One round: claims that were handed over, else those that the database has.
     async fn step(&self, fresh: Option<Vec<Payment>>, all: bool) -> Result<(), Error> {
-        if self.followed.lock().len() >= MAX_FOLLOWED {
-            return Ok(());
-        }
-        if all {
-            for claim in self.claims("sent").await? {
+        while all && !self.is_full() {
+            let (claims, last) = self.claims("sent").await?;
+            for claim in claims {
                 let id = claim.id;
                 let sent = self
                     .app
@@ -147,10 +177,16 @@ impl Settling {
                     .await?;
                 self.follow(claim, sent);
             }
+            if last {
+                break;
+            }
+        }
+        if self.is_full() {
+            return Ok(());
         }
         let claims = match fresh {
             Some(fresh) => fresh,
-            None => self.claims("claimed").await?,
+            None => self.claims("claimed").await?.0,
         };
         if claims.is_empty() {
             return Ok(());
@@ -236,7 +272,11 @@ impl Settling {
         // A node that makes its block at once has it by now.
         let mut wait = Duration::ZERO;
         let mut searched = if sent.is_empty() { None } else { Some(Instant::now()) };
+        let mut reverted = false;
         loop {
+            if started.elapsed() >= TURN && self.is_full() {
+                return;
+            }
             let said = match &mut asking {
                 Some(call) => tokio::select! {
                     said = call => Some(said),
@@ -259,8 +299,12 @@ impl Settling {
                 self.hear(&claim, said, &mut hashes);
             }
             match self.look_once(&claim, &mut hashes, now_search, started).await {
-                Ok(true) => return,
-                Ok(false) => {}
+                Ok(Looked::Ended) => return,
+                Ok(Looked::Reverted) if !reverted => {
+                    reverted = true;
+                    self.parts.failed_by(&claim);
+                }
+                Ok(Looked::Reverted | Looked::Open) => {}
                 Err(error) => tracing::debug!(payment.id = %claim.id, %error, "a claim is looked at again"),
             }
             if now_search {
@@ -302,18 +346,21 @@ impl Settling {
         hashes: &mut Vec<Hash>,
         thoroughly: bool,
         started: Instant,
-    ) -> Result<bool, Error> {
+    ) -> Result<Looked, Error> {
         let payment = authorization(claim)?;
         let mut found = look(&self.parts, &payment, hashes).await.map_err(away)?;
-        if matches!(found, Found::Open) && thoroughly {
+        let reverted = matches!(found, Found::Reverted);
+        if matches!(found, Found::Open | Found::Reverted) && thoroughly {
             if started.elapsed() > SEARCH_AFTER && !hashes.is_empty() {
                 self.more_hashes(claim.id, hashes).await?;
             }
-            let now = u64::try_from(self.app.clock.now().timestamp()).unwrap_or(0);
-            let from = block_of(claim.from_block);
-            found = search(&self.parts, &payment, from, now).await.map_err(away)?;
+            found = search(&self.parts, &payment, block_of(claim.from_block)).await.map_err(away)?;
         }
-        conclude(&self.app, &self.parts, claim, found).await
+        Ok(match conclude(&self.app, &self.parts, claim, found).await? {
+            true => Looked::Ended,
+            false if reverted => Looked::Reverted,
+            false => Looked::Open,
+        })
     }
 
     /// Dearer transactions that were sent beside the first.
@@ -326,72 +373,5 @@ impl Settling {
             }
         }
         Ok(())
-    }
-
-    async fn send(&self, row: &Settlement) {
-        match self.parts.chain.rpc().send_raw(&row.raw).await {
-            Ok(()) => {}
-            // It, or one beside it, is in a block.
-            Err(error) if error.is_nonce_too_low() => {}
-            Err(ChainError::Unreachable(why)) => {
-                tracing::debug!(error = %why, "a settlement is sent again later")
-            }
-            Err(error) => {
-                tracing::warn!(tx.hash = %Hash(row.tx_hash), %error, "a settlement was not taken by the node")
-            }
-        }
-    }
-
-    /// Sends again what is in no block, and dearer when it has waited for long: no number of the account may stay open.
-    async fn keep(&self) -> Result<(), Error> {
-        let Settler::Key(key) = &self.parts.settler else { return Ok(()) };
-        let count = self.account_number(key, Duration::ZERO).await?;
-        let (chain, signer) = (chain_column(&self.parts), signer_text(key.address()));
-        let from = i64::try_from(count).unwrap_or(i64::MAX);
-        let rows = self.app.db.read(move |conn| {
-            Box::pin(async move { settlements::from_nonce(conn, chain, signer, from, BATCH).await })
-        });
-        let rows = rows.await?;
-        let now = self.app.clock.now();
-        for (at, row) in rows.iter().enumerate() {
-            let is_last = rows.get(at + 1).is_none_or(|next| next.account_nonce != row.account_nonce);
-            let age = (now - row.created_at).num_seconds();
-            if !is_last || age < 2 {
-                continue;
-            }
-            let dearer = if age >= BUMP_AFTER { self.dearer(key, row).await? } else { None };
-            self.send(dearer.as_ref().unwrap_or(row)).await;
-        }
-        Ok(())
-    }
-
-    /// The same settlement with the same account number and a higher fee, stored before it is sent.
-    async fn dearer(&self, key: &Arc<Wallet>, row: &Settlement) -> Result<Option<Settlement>, Error> {
-        let fees = self.parts.chain.fees().await.map_err(away)?;
-        let more = |fee: i64| (u128::try_from(fee).unwrap_or(0) * 5 / 4).saturating_add(1);
-        let priority = more(row.priority_fee);
-        let max = more(row.max_fee).max(fees.base_fee.saturating_mul(2).saturating_add(priority));
-        if max > MAX_FEE_CAP {
-            return Ok(None);
-        }
-        let id = row.payment;
-        let claim =
-            self.app.db.read(move |conn| Box::pin(async move { payments::by_id(conn, id).await })).await?;
-        let Some(claim) = claim else { return Ok(None) };
-        let nonce = block_of(row.account_nonce);
-        let signed = sign(&self.parts, key, &claim, nonce, (max, priority))?;
-        let (chain, signer, attempt) = (row.chain, row.signer.clone(), row.attempt + 1);
-        let Some(pen) = Pen::new(&self.app, &self.parts, key, nonce, fees) else { return Ok(None) };
-        let done = self.app.writer.apply(Target::Shared, move |tx| {
-            Box::pin(async move {
-                if !pen.is_held(tx).await? {
-                    return Ok(None);
-                }
-                let row = row_of(tx, chain, &signer, (nonce, attempt), id, signed, (max, priority));
-                settlements::insert(tx, &row).await?;
-                Ok(Some(row))
-            })
-        });
-        done.await
     }
 }

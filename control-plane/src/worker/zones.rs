@@ -92,6 +92,8 @@ async fn keep(app: &App, held: Held, dns: &dyn DnsZone, pointed: &Pointed) -> Re
     else {
         return Ok(());
     };
+    // Nobody looks again before all that is sent has come: the time for it begins before the look is noted.
+    let until = Deadline::after(SEND_FOR);
     note(app, held, pointed, false, false).await?;
     let there = match dns.records(&name).await {
         Ok(Some(there)) => there,
@@ -106,8 +108,11 @@ async fn keep(app: &App, held: Held, dns: &dyn DnsZone, pointed: &Pointed) -> Re
     };
     let plan = plan(&name, address, pointed.zone_address.as_deref(), &there);
     let changed = plan != Plan::default();
+    if changed {
+        held.still(app).await?;
+    }
     for record in &plan.missing {
-        let sent = dns.create_record(&name, record, Deadline::after(SEND_FOR)).await;
+        let sent = dns.create_record(&name, record, until).await;
         match sent {
             Ok(_) | Err(VendorError::NotDone { reason: Refusal::AlreadyThere, .. }) => {}
             Err(error) => {
@@ -117,7 +122,7 @@ async fn keep(app: &App, held: Held, dns: &dyn DnsZone, pointed: &Pointed) -> Re
         }
     }
     for record in &plan.stale {
-        if let Err(error) = dns.delete_record(&name, &record.id, Deadline::after(SEND_FOR)).await {
+        if let Err(error) = dns.delete_record(&name, &record.id, until).await {
             tracing::warn!(domain = pointed.name, %error, "a record could not be taken away");
             return Ok(());
         }

@@ -1,9 +1,12 @@
 //! The access matrix: who gets what on every route, in both modes, directly and through a proxy.
 //! A route of the server without a line here fails.
 
+use std::time::Duration;
+
 use otonix_proto::v1::down;
 use serde_json::{Value, json};
 
+use crate::support::http::raw_exchange;
 use crate::support::link::{Link, hello};
 use crate::support::{Agent, Call, Key, Server, Store, on_each_store};
 
@@ -12,6 +15,7 @@ on_each_store!(
     open_mode_serves_direct_local_callers_only,
     guarded_mode_serves_any_host_and_origin,
     a_session_in_open_mode_is_direct_too,
+    one_foreign_host_among_two_is_foreign,
 );
 
 /// A caller of the matrix, in the order of a line's columns.
@@ -159,6 +163,20 @@ const MATRIX: &[Line] = &[
     line("GET", "/api/auth/status", none, anyone(200), anyone(200)),
     line("GET", "/api/autonomic/status", none, public(200), public(200)),
 ];
+
+/// Every route: method, and path with `{}` for what differs.
+pub fn routes() -> impl Iterator<Item = (&'static str, String)> {
+    MATRIX.iter().map(|line| (line.method, nameless(line.path)))
+}
+
+/// A path with `{}` for what differs.
+pub fn nameless(path: &str) -> String {
+    let differs = |part: &str| {
+        part.starts_with('{') || part == "rec_1" || part.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let parts = path.split('/').map(|one| if !one.is_empty() && differs(one) { "{}" } else { one });
+    parts.collect::<Vec<_>>().join("/")
+}
 
 const REGISTER: Row = [401, 401, 401, 201, 201, 401];
 
@@ -447,6 +465,23 @@ async fn a_session_in_open_mode_is_direct_too(store: Store) {
                 }
                 Err(status) => assert!(!let_in, "{mode} {name}: {status}"),
             }
+        }
+    }
+}
+
+async fn one_foreign_host_among_two_is_foreign(store: Store) {
+    let server = Server::with(store).await.arg("--mode", "open").start().await;
+    for (name, home, foreign) in
+        [("host", "localhost", "evil.example"), ("origin", "http://localhost", "http://evil.example")]
+    {
+        for (first, second, status) in [(home, foreign, 403), (foreign, home, 403), (home, home, 200)] {
+            let more = if name == "host" { "" } else { "host: localhost\r\n" };
+            let head = format!(
+                "GET /api/keys HTTP/1.1\r\n{more}{name}: {first}\r\n{name}: {second}\r\nconnection: close\r\n\r\n"
+            );
+            let answer = raw_exchange(server.addr, head.as_bytes(), Duration::from_secs(20)).await;
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}{answer}");
         }
     }
 }

@@ -11,6 +11,7 @@ on_each_store!(
     a_repeat_shows_no_token_and_bears_no_second_child,
     lineages_have_bounds,
     many_births_race_for_one_balance,
+    births_and_deaths_race_and_the_lineage_keeps_its_sum,
     who_is_dead_or_poor_bears_nobody,
     a_child_that_never_lives_gives_its_budget_back,
     a_kill_with_subtree_ends_the_line,
@@ -148,6 +149,45 @@ async fn many_births_race_for_one_balance(store: Store) {
     server.audit();
 }
 
+async fn births_and_deaths_race_and_the_lineage_keeps_its_sum(store: Store) {
+    let server = Server::with(store).await.guarded().arg("--max-children", "4").start().await;
+    // Another replica on the same database, where there can be one.
+    let other = if store == Store::Postgres { Some(server.replica().await) } else { None };
+    let parent = server.agent("parent").await;
+    server.grant(&parent, "100").await;
+    let at = |n: usize| if n.is_multiple_of(2) { &server } else { other.as_ref().unwrap_or(&server) };
+    let birth = |name: String, n: usize| {
+        let body = json!({"name": name, "budget": 7});
+        at(n).post(&parent.path("children")).key(&parent.key).json(body).attempt()
+    };
+    let born = futures_util::future::join_all((0..12).map(|n| birth(format!("a{n}"), n))).await;
+    let born: Vec<_> = born.into_iter().flatten().filter(|answer| answer.status == 201).collect();
+    assert_eq!(born.len(), 4, "no more than are allowed");
+    // Two of them die while more are born: each death makes room for one.
+    let deaths = born.iter().take(2).enumerate().map(|(n, answer)| {
+        let path = format!("/api/agents/{}/kill", text(&answer.json()["agent"]["id"]));
+        at(n).post(&path).key(&parent.key).json(json!({"reason": "x"})).attempt()
+    });
+    let births = (0..12).map(|n| birth(format!("b{n}"), n + 1));
+    let (deaths, births) = futures_util::future::join(
+        futures_util::future::join_all(deaths),
+        futures_util::future::join_all(births),
+    )
+    .await;
+    assert!(deaths.iter().flatten().all(|answer| answer.status == 200), "{deaths:?}");
+    let more = births.into_iter().flatten().filter(|answer| answer.status == 201).count();
+    assert!(more <= 2, "{more}");
+    let family = server.get("/api/agents").key(&parent.key).await.list();
+    let living =
+        family.iter().filter(|agent| agent["parentId"] == json!(parent.id) && agent["killedAt"].is_null());
+    assert_eq!(living.count(), 2 + more);
+    let sum: f64 = family.iter().filter_map(|agent| agent["credits"].as_f64()).sum();
+    assert!((sum - 100.0).abs() < 1e-9, "{sum}");
+    let shown = server.look(&parent).await;
+    assert_eq!(shown["childrenCount"], json!(4 + more));
+    server.audit();
+}
+
 async fn who_is_dead_or_poor_bears_nobody(store: Store) {
     let server = started(store).await;
     let parent = server.agent("parent").await;
@@ -245,8 +285,10 @@ async fn bad_fields_are_named(store: Store) {
     ] {
         server.post(&parent.path("children")).key(&parent.key).json(body).await.bad_field(field);
     }
-    let body = json!({"name": "c", "budget": 5, "server": {"plan": "p"}});
-    server.post(&parent.path("children")).key(&parent.key).json(body).await.bad_field("server");
+    for (order, field) in [(json!("x"), "server"), (json!({"plan": "p"}), "server.region")] {
+        let body = json!({"name": "c", "budget": 5, "server": order});
+        server.post(&parent.path("children")).key(&parent.key).json(body).await.bad_field(field);
+    }
     let order = json!({"plan": "p", "region": "r", "image": "i", "hostname": "h", "cycle": "hourly"});
     let body = json!({"name": "c", "budget": 5, "server": order});
     server

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
+use crate::support::link::{Link, hello};
 use crate::support::poll::until_true;
 use crate::support::{Agent, Server, Store, on_each_store};
 
@@ -16,6 +17,7 @@ on_each_store!(
     a_command_goes_down_with_the_next_events_and_ends_with_its_result,
     only_the_owner_and_the_operator_command,
     queued_commands_survive_a_crash,
+    arguments_keep_every_digit,
 );
 
 const KINDS: [&str; 9] = [
@@ -180,4 +182,23 @@ async fn queued_commands_survive_a_crash(store: Store) {
     let body = json!({"epoch": "e", "nextSeq": 1, "events": []});
     let ack = server.post(&agent.path("events")).key(&agent.key).json(body).await.ok(200);
     assert_eq!(ack["commands"][0]["id"], made["id"]);
+}
+
+async fn arguments_keep_every_digit(store: Store) {
+    let server = Server::start(store).await;
+    let agent = server.agent("a").await;
+    let args = r#"{"wei":12345678901234567890123.000000000000000001,"a":[0.10,-1]}"#;
+    let post = server.post(&agent.path("commands")).key(&agent.key);
+    let made = post.raw(format!(r#"{{"kind":"restart_agent","args":{args}}}"#)).await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    let (mut link, _) = Link::open(&server, &agent, hello(&agent)).await;
+    let down = link.command().await.args;
+    let shown = server.get(&agent.path("commands")).key(&agent.key).await;
+    for text in [made.text(), shown.text(), &down] {
+        assert!(text.contains(r#""wei":12345678901234567890123.000000000000000001"#), "{text}");
+        assert!(text.contains(r#""a":[0.10,-1]"#), "{text}");
+    }
+    let nul = server.post(&agent.path("commands")).key(&agent.key);
+    let nul = nul.json(json!({"kind": "restart_agent", "args": {"a": "\0"}})).await;
+    nul.refused(400, "invalid_field");
 }

@@ -5,6 +5,7 @@ use alloy::signers::local::PrivateKeySigner;
 use chrono::Utc;
 use serde_json::{Value, json};
 
+use crate::access::{nameless, routes};
 use crate::support::{Agent, Answer, Call, Key, Server, Store, on_each_store};
 
 on_each_store!(
@@ -259,9 +260,13 @@ const WITHOUT_AGENT: &[(&str, &str, u16)] = &[
     ("POST", "/api/enrolment-tokens", 403),
     ("DELETE", "/api/enrolment-tokens/{key}", 403),
     ("POST", "/api/refunds/{key}/resolve", 403),
+    ("POST", "/api/purchases/{key}/resolve", 403),
     ("GET", "/api/cherry/teams", 403),
     ("GET", "/api/cherry/projects/1", 403),
 ];
+
+/// What an agent's key records is its agent's, and nobody else's.
+const RECORDS: &[&str] = &["/api/sandboxes", "/api/domains", "/api/compute-logs", "/api/transactions"];
 
 /// The lists in which an agent's key sees its agent's rows alone.
 const LISTS: &[&str] = &[
@@ -272,6 +277,58 @@ const LISTS: &[&str] = &[
     "/api/compute-logs",
     "/api/transactions",
 ];
+
+/// Routes that give anyone the same, or ask for a payment; and those about what is bought, whose owners are looked at by
+/// the tests of vendors and of money.
+const OTHERS: &[(&str, &str)] = &[
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/api/x402/config"),
+    ("GET", "/api/vercel/status"),
+    ("GET", "/api/vercel/payment-config"),
+    ("POST", "/api/vercel/check"),
+    ("GET", "/api/cherry/status"),
+    ("GET", "/api/cherry/plans"),
+    ("GET", "/api/cherry/regions"),
+    ("GET", "/api/cherry/images"),
+    ("POST", "/api/enrol"),
+    ("GET", "/api/laws/{}"),
+    ("GET", "/api/price-table"),
+    ("GET", "/api/auth/status"),
+    ("GET", "/api/autonomic/status"),
+    ("POST", "/api/agents/{}/topup"),
+    ("GET", "/api/orders"),
+    ("GET", "/api/refunds"),
+    ("GET", "/api/purchases"),
+    ("POST", "/api/vercel/register"),
+    ("GET", "/api/vercel/domains"),
+    ("GET", "/api/vercel/dns/{}"),
+    ("POST", "/api/vercel/dns/{}"),
+    ("DELETE", "/api/vercel/dns/{}/{}"),
+    ("GET", "/api/cherry/servers/{}"),
+    ("POST", "/api/cherry/servers/{}"),
+    ("POST", "/api/cherry/servers/{}/extend"),
+    ("POST", "/api/cherry/servers/{}/actions"),
+    ("DELETE", "/api/cherry/servers/{}"),
+];
+
+#[test]
+fn every_route_is_tried_with_an_agent_s_key() {
+    let with = WITH_AGENT_KEY.iter().map(|(method, path, ..)| (*method, *path));
+    let without = WITHOUT_AGENT.iter().map(|(method, path, _)| (*method, *path));
+    let lists = LISTS.iter().map(|path| ("GET", *path));
+    let posts = RECORDS.iter().map(|path| ("POST", *path));
+    let tried: Vec<_> = with
+        .chain(without)
+        .chain(lists)
+        .chain(posts)
+        .chain(OTHERS.iter().copied())
+        .map(|(method, path)| (method, nameless(path)))
+        .collect();
+    let missing: Vec<_> = routes().filter(|route| !tried.contains(route)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
 
 async fn an_agent_s_key_is_good_for_its_agent_alone(store: Store) {
     let server = started(store).await;
@@ -326,7 +383,7 @@ async fn an_agent_s_key_is_good_for_its_agent_alone(store: Store) {
                 }
             }
         }
-        for path in ["/api/sandboxes", "/api/domains", "/api/compute-logs", "/api/transactions"] {
+        for path in RECORDS {
             let other = if agent.id == one.id { &two } else { &one };
             let record = json!({"name": "stolen.example", "agentId": other.id, "model": "m", "tokensIn": 1,
                 "tokensOut": 1, "cost": 1, "type": "debit", "amount": 1});

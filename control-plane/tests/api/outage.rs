@@ -41,6 +41,8 @@ async fn postgres_may_crash_and_come_back() {
         } else {
             assert_eq!(standing.status, 503, "{}", standing.text());
         }
+        let kept = server.post(&agent.path("heartbeat")).key(&agent.key).once(&format!("beat {round}")).await;
+        assert_eq!(kept.status, standing.status, "a key is no reason not to be heard: {}", kept.text());
         assert_eq!(server.get("/healthz").await.status, 200);
         until_true("readiness says so", Duration::from_secs(10), async || {
             server.get("/readyz").await.status == 503

@@ -1,9 +1,14 @@
 //! What the server says about itself, and the vendors' routes before any vendor is configured.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use serde_json::json;
 
+use crate::support::poll::until_true;
 use crate::support::{Server, Store, on_each_store};
 
 on_each_store!(
@@ -11,6 +16,7 @@ on_each_store!(
     metrics_are_for_the_operator_and_direct_local_callers,
     the_price_table_is_for_any_key,
     auth_and_autonomic_status_are_for_anyone,
+    what_was_done_is_counted_across_restarts_and_replicas,
     payments_say_that_they_are_not_configured,
     vendors_say_that_they_are_not_configured,
     the_server_stops_cleanly_and_loses_nothing,
@@ -71,6 +77,32 @@ async fn auth_and_autonomic_status_are_for_anyone(store: Store) {
     }
     assert!(status["enabled"].is_boolean() && status["tierChanges"].is_number(), "{status}");
     assert!(status.get("lastCycleAt").is_some() && !status["tierThresholds"].is_null(), "{status}");
+}
+
+async fn what_was_done_is_counted_across_restarts_and_replicas(store: Store) {
+    let mut server = Server::start(store).await;
+    let agent = server.agent("a").await;
+    let changes = async |server: &Server| {
+        let status = server.get("/api/autonomic/status").await.ok(200);
+        status["tierChanges"].as_u64().expect("a number")
+    };
+    assert_eq!(changes(&server).await, 0);
+    server.grant(&agent, "100").await;
+    server.spend(&agent, "60").await;
+    server.spend(&agent, "1").await;
+    // From critical to full, and to conservation.
+    assert_eq!(changes(&server).await, 2);
+    server.crash().await;
+    assert_eq!(changes(&server).await, 2);
+    if store == Store::Postgres {
+        let other = server.replica().await;
+        other.spend(&agent, "38.5").await;
+        assert_eq!((changes(&other).await, changes(&server).await), (3, 3));
+    }
+    // What was refused is not counted.
+    let wrong = json!({"amount": 0, "reason": "x"});
+    server.as_operator("POST", &agent.path("grant")).json(wrong).await.bad_field("amount");
+    assert_eq!(changes(&server).await, if store == Store::Postgres { 3 } else { 2 });
 }
 
 async fn payments_say_that_they_are_not_configured(store: Store) {
@@ -141,20 +173,23 @@ async fn vendors_say_that_they_are_not_configured(store: Store) {
 async fn the_server_stops_cleanly_and_loses_nothing(store: Store) {
     let mut server = Server::start(store).await;
     let agent = server.agent("a").await;
+    let begun = Arc::new(AtomicUsize::new(0));
     let writers: Vec<_> = (0..8)
         .map(|n| {
+            let begun = Arc::clone(&begun);
             let call = server.post(&agent.path("actions")).key(&agent.key);
             let call = call.json(json!({"action": format!("w{n}"), "category": "system"}));
             tokio::spawn(async move {
                 let mut done = 0;
                 while call.clone().attempt().await.is_ok_and(|answer| answer.status == 201) {
                     done += 1;
+                    begun.fetch_add(1, Ordering::Relaxed);
                 }
                 done
             })
         })
         .collect();
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    until_true("they write", Duration::from_secs(30), async || begun.load(Ordering::Relaxed) > 20).await;
     server.stop().await;
     let mut done = 0;
     for writer in writers {

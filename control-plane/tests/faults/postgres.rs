@@ -191,7 +191,7 @@ async fn postgres_killed_cut_and_reset_under_load() {
          acknowledged, {refusals} refused, {there} there; {events} events"
     );
     assert!(refusals > 0, "the outage was felt");
-    assert!(slowest < Duration::from_secs(2), "a heartbeat took {slowest:?}");
+    assert!(slowest < Duration::from_secs(5), "a heartbeat took {slowest:?}");
     let agents = server.get("/api/agents?status=inactive").key(&key).await.list();
     assert_eq!(agents, Vec::<serde_json::Value>::new(), "nobody is inactive by it");
     server.audit();
@@ -235,6 +235,6 @@ async fn a_database_that_says_nothing_holds_up_no_heartbeat_and_loses_nothing() 
     client.settle().await;
     load::verify(&server, &[client]).await;
     eprintln!("{beats} beats, slowest {slowest:?}; {late} of 50 writes were answered after the silence");
-    assert!(slowest < Duration::from_secs(1), "a heartbeat took {slowest:?}");
+    assert!(slowest < Duration::from_millis(2500), "a heartbeat took {slowest:?}");
     assert_eq!(server.look(&agent).await["status"], "active");
 }

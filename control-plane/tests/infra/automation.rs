@@ -1,15 +1,16 @@
 //! What acts without a human, on a clock that the test moves, with two replicas and vendors whose answers go astray.
 
 use chrono::{Months, TimeDelta};
-use otonix_control_plane::service::children;
+use otonix_control_plane::service::{automation, children};
 use otonix_control_plane::worker::{births, lifetime, purchases, recovery, renewal, zones};
 use otonix_sdk::api::enrolment::NewChild;
 use otonix_sdk::money::{Amount, MicroUsd};
 use otonix_sdk::standing::AgentStatus;
 use serde_json::json;
 
+use crate::seat::fresh;
 use crate::support::{Store, on_each_store};
-use crate::town::{Fault, Town, fresh, zone_record};
+use crate::town::{Fault, Town, zone_record};
 
 on_each_store!(
     a_server_is_extended_once_by_either_replica,
@@ -195,6 +196,8 @@ async fn a_renewal_that_cannot_be_paid_is_told_of_once(store: Store) {
         town.pass(hours(12));
     }
     assert_eq!(town.failures(agent.id, "domain a.example is not renewed").await, 1);
+    let commands = town.commands(agent.id).await;
+    assert_eq!(commands.iter().map(|command| command.kind.as_str()).collect::<Vec<_>>(), ["sweep"]);
     assert_eq!(town.credits(agent.id).await, "9");
     // With credits it is renewed at its next turn.
     town.grant(agent.id, 5).await;
@@ -355,6 +358,9 @@ async fn a_silent_agent_is_healed_step_by_step(store: Store) {
     let heard = log.iter().filter(|line| line.action == "healing: the agent is heard again").count();
     assert_eq!(heard, 1);
     assert_eq!(town.app.shared.metrics.healing_successes.get(), 1);
+    // A restart and three reboots, whoever is asked and however often it was started since.
+    let done = automation::done(&town.again().await.app).await.expect("the database");
+    assert_eq!((done.counts.healing_attempts, done.counts.healing_successes), (4, 1));
 }
 
 async fn a_silent_fleet_is_nobody_s_illness(store: Store) {

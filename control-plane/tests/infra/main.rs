@@ -8,8 +8,12 @@ mod chain;
 #[expect(dead_code, reason = "shared with the tests of faults, which use all of it")]
 #[path = "../support/chaos.rs"]
 mod chaos;
+#[path = "../../../tests/clock/clock.rs"]
+mod clock;
 #[expect(dead_code, reason = "shared with the example of the same name, which has other switches")]
 mod fake;
+#[path = "../payments/node.rs"]
+mod node;
 #[expect(dead_code, reason = "shared with the tests of payments, which use all of it")]
 #[path = "../payments/shop.rs"]
 mod shop;
@@ -19,6 +23,8 @@ mod support;
 
 mod automation;
 mod fakes;
+mod killed;
 mod purchases;
+mod seat;
 mod town;
 mod vendors;

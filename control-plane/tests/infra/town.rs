@@ -2,38 +2,30 @@
 //! go astray when a test says so.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Months, TimeDelta, Utc};
-use clap::Parser as _;
-use otonix_control_plane::app::{App, Outside};
-use otonix_control_plane::auth::{Caller, Mode, Principal, hash_secret};
-use otonix_control_plane::config::Cli;
-use otonix_control_plane::service::{agents, keys};
+use otonix_control_plane::app::Outside;
+use otonix_control_plane::auth::Caller;
 use otonix_control_plane::store::agents as rows;
 use otonix_control_plane::store::sandboxes::AtVendor;
-use otonix_control_plane::store::writer::{Target, Written};
-use otonix_control_plane::store::{Db, audit, domains, leases, list, migrate, sandboxes};
+use otonix_control_plane::store::writer::Target;
+use otonix_control_plane::store::{domains, list, sandboxes};
 use otonix_control_plane::upstream::providers::*;
 use otonix_sdk::api::actions::Action;
-use otonix_sdk::api::agents::{Agent, Grant, RegisterAgent};
+use otonix_sdk::api::agents::Agent;
 use otonix_sdk::api::commands::Command;
-use otonix_sdk::api::keys::GenerateKey;
 use otonix_sdk::api::records::{Domain, Sandbox};
 use otonix_sdk::clock::TestClock;
 use otonix_sdk::ids::{AgentId, DomainId, SandboxId};
-use otonix_sdk::money::{Amount, MicroUsd};
-use otonix_sdk::prices::PriceTable;
 use otonix_sdk::standing::AgentStatus;
 use parking_lot::Mutex;
-use tempfile::TempDir;
-use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::seat::{Place, Seat};
 use crate::support::Store;
-use crate::support::database::Database;
 
 /// What goes wrong with the next write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,73 +237,49 @@ pub fn zone_record(id: &str, name: &str, kind: &str, value: &str) -> ZoneRecord 
     ZoneRecord { id: slug(id), name, kind, value, ttl: Some(300), system: false }
 }
 
-/// An app among its vendors.
+/// A seat among vendors: its own desk, or others that its options name.
 pub struct Town {
-    pub app: Arc<App>,
-    pub clock: TestClock,
+    seat: Seat,
     pub desk: Desk,
-    url: String,
-    dir: Arc<TempDir>,
-    database: Database,
 }
 
-/// What a writer has done now.
-pub fn fresh<T>(written: Written<T>) -> T {
-    match written {
-        Written::Fresh(done) => done,
-        Written::Replayed(_) => panic!("a repeat without a key"),
+impl std::ops::Deref for Town {
+    type Target = Seat;
+
+    fn deref(&self) -> &Seat {
+        &self.seat
     }
 }
 
 impl Town {
     pub async fn on(store: Store) -> Self {
-        let dir = Arc::new(tempfile::tempdir().expect("a directory"));
-        let database = Database::fresh(store).await;
-        let url = database.url(None);
-        let url = url.unwrap_or_else(|| format!("sqlite://{}", dir.path().join("otonix.db").display()));
         let clock = TestClock::at(DateTime::from_timestamp(1_800_000_000, 0).expect("a time"));
         let desk = Desk::default();
         {
             let mut known = desk.0.lock();
             (known.renewal_cents, known.hour_cents, known.month_cents) = (1000, 1, 500);
         }
-        Self::open(url, dir, database, clock, desk).await
+        Self::open(Place::fresh(store).await, clock, desk).await
     }
 
     /// Another on the same database: a replica, or the same server after a crash.
     pub async fn again(&self) -> Self {
-        let (dir, database) = (Arc::clone(&self.dir), self.database.clone());
-        Self::open(self.url.clone(), dir, database, self.clock.clone(), self.desk.clone()).await
+        Self::open(self.place.clone(), self.clock.clone(), self.desk.clone()).await
     }
 
-    /// Gives its leases up, as a replica that stops.
-    pub async fn stop(&self) {
-        let replica = self.app.replica;
-        let released = self
-            .app
-            .writer
-            .apply(Target::Alone, move |tx| Box::pin(async move { Ok(leases::release(tx, replica).await?) }));
-        released.await.expect("released");
+    /// One beside a program that runs on the same database, with the vendors that the options name.
+    pub async fn beside(url: String, options: &[(&str, &str)]) -> Self {
+        let clock = TestClock::at(DateTime::from_timestamp(Utc::now().timestamp(), 0).expect("a time"));
+        let seat = Seat::open(Place::of(url), clock, options, None).await;
+        Self { seat, desk: Desk::default() }
     }
 
-    async fn open(url: String, dir: Arc<TempDir>, database: Database, clock: TestClock, desk: Desk) -> Self {
-        let data_dir = dir.path().display().to_string();
-        let package = "https://packages.example/otonix-agent";
+    async fn open(place: Place, clock: TestClock, desk: Desk) -> Self {
         let sha256 = "00".repeat(32);
-        let cli = Cli::try_parse_from([
-            "test",
-            "--data-dir",
-            &data_dir,
-            "--database",
-            &url,
-            "--agent-package-url",
-            package,
-            "--agent-package-sha256",
-            &sha256,
-        ]);
-        let settings = cli.expect("arguments").options.settings().expect("settings");
-        let db = Db::connect(&url).await.expect("it opens");
-        migrate::migrate(&db).await.expect("it is brought up to date");
+        let package = [
+            ("--agent-package-url", "https://packages.example/otonix-agent"),
+            ("--agent-package-sha256", sha256.as_str()),
+        ];
         let vendors = Vendors {
             compute: Some(Arc::new(desk.clone())),
             project: Some(1),
@@ -320,35 +288,17 @@ impl Town {
             ..Vendors::default()
         };
         let outside = Outside { vendors, ..Outside::default() };
-        let (moved, hash) = (Arc::new(clock.clone()), hash_secret("operator"));
-        let app = App::new(settings, PriceTable::default(), db, moved, hash, outside, &TaskTracker::new());
-        Self { app, clock, desk, url, dir, database }
-    }
-
-    /// Moves the clock.
-    pub fn pass(&self, time: TimeDelta) {
-        self.clock.advance(time);
+        Self { seat: Seat::open(place, clock, &package, Some(outside)).await, desk }
     }
 
     pub fn operator() -> Caller {
-        Caller { principal: Principal::Operator, mode: Mode::Guarded, ip: Ipv4Addr::LOCALHOST.into() }
-    }
-
-    /// A new owner.
-    pub async fn owner(&self) -> Caller {
-        let body = GenerateKey { name: "k".to_owned(), owner_wallet: None, owner_id: None };
-        let made = keys::generate(&self.app, &Self::operator(), body, None).await.expect("a key");
-        let secret = fresh(made).key.expect("shown once");
-        let ip = Ipv4Addr::LOCALHOST.into();
-        let key = self.app.shared.keys.lookup(&self.app.db, &secret, ip).await.expect("it is known");
-        Caller { principal: Principal::Key(key), mode: Mode::Guarded, ip }
+        Seat::operator()
     }
 
     /// An agent of a new owner with credits in dollars.
     pub async fn agent(&self, name: &str, dollars: i64) -> Agent {
         let owner = self.owner().await;
-        let body = RegisterAgent { name: name.to_owned(), ..RegisterAgent::default() };
-        let made = fresh(agents::register(&self.app, &owner, body, None).await.expect("registered")).agent;
+        let made = self.register(&owner, name).await;
         if dollars > 0 {
             self.grant(made.id, dollars).await;
         }
@@ -356,13 +306,7 @@ impl Town {
     }
 
     pub async fn grant(&self, id: AgentId, dollars: i64) {
-        let amount = Amount::new(MicroUsd::from_micros(dollars * 1_000_000)).expect("an amount");
-        let body = Grant { amount, reason: "test".to_owned() };
-        agents::grant(&self.app, &Self::operator(), id, body, None).await.expect("granted");
-    }
-
-    pub async fn look(&self, id: AgentId) -> Agent {
-        agents::agent(&self.app, &Self::operator(), id).await.expect("an agent")
+        self.grant_micros(id, dollars * 1_000_000).await;
     }
 
     /// Dollars, exactly.
@@ -380,6 +324,19 @@ impl Town {
         &self,
         agent: &Agent,
         vendor_id: u64,
+        cycle: &str,
+        paid_for: TimeDelta,
+        address: &str,
+    ) -> SandboxId {
+        self.server_of(agent, vendor_id, "vps", cycle, paid_for, address).await
+    }
+
+    /// The same of a plan.
+    pub async fn server_of(
+        &self,
+        agent: &Agent,
+        vendor_id: u64,
+        plan: &str,
         cycle: &str,
         paid_for: TimeDelta,
         address: &str,
@@ -405,7 +362,7 @@ impl Town {
             purchase: Uuid::nil(),
             vendor_id: vendor_id.to_string(),
             project_id: "1".to_owned(),
-            plan: "vps".to_owned(),
+            plan: plan.to_owned(),
             cycle: cycle.to_owned(),
         };
         let (id, owner) = (sandbox.id, agent.owner_id.uuid());
@@ -450,17 +407,17 @@ impl Town {
 
     /// Points a domain's row at another server.
     pub async fn link(&self, domain: DomainId, sandbox: SandboxId) {
-        let row = Domain { sandbox_id: Some(sandbox), ..self.domain_row(domain).await };
+        self.point(domain, Some(sandbox)).await;
+    }
+
+    /// The same, or at none.
+    pub async fn point(&self, domain: DomainId, sandbox_id: Option<SandboxId>) {
+        let row = Domain { sandbox_id, ..self.domain_row(domain).await };
         let linked = self
             .app
             .writer
             .apply(Target::Alone, move |tx| Box::pin(async move { Ok(domains::update(tx, &row).await?) }));
         linked.await.expect("linked");
-    }
-
-    pub fn now(&self) -> DateTime<Utc> {
-        use otonix_sdk::clock::Clock as _;
-        self.clock.now()
     }
 
     pub async fn sandbox(&self, id: SandboxId) -> Sandbox {
@@ -516,12 +473,5 @@ impl Town {
         };
         let found = self.app.db.read(move |conn| Box::pin(async move { list::commands(conn, &query).await }));
         found.await.expect("the database").rows
-    }
-
-    /// The books must balance.
-    pub async fn audit(&self) {
-        let mut conn = self.app.db.dedicated().await.expect("it opens");
-        let books = audit::books(&mut conn).await.expect("books");
-        assert_eq!(books.differences(), Vec::<String>::new());
     }
 }

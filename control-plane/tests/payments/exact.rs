@@ -15,6 +15,7 @@ on_each_store!(
     a_payment_buys_only_what_it_was_made_for,
     what_does_not_hold_is_refused_before_anything_is_sent,
     a_second_form_of_a_signature_is_refused,
+    an_order_that_has_ended_is_paid_no_more,
     who_asks_the_chain_for_nothing_is_slowed_down_and_nobody_else,
     a_crash_at_any_moment_charges_once_and_grants_once,
 );
@@ -129,6 +130,22 @@ async fn a_second_form_of_a_signature_is_refused(store: Store) {
     assert!(refused.refused(402, "payment_invalid")["detail"].to_string().contains("low s"));
     shop.topup(&agent, "2").header("payment-signature", &payment).await.ok(201);
     assert_eq!(shop.till(), 2_000_000);
+    shop.audit();
+}
+
+async fn an_order_that_has_ended_is_paid_no_more(store: Store) {
+    let shop = Shop::open_with(store, &[("--order-ttl", "1")]).await;
+    let agent = shop.server.agent("a").await;
+    let quote = shop.quote(&agent, "2").await;
+    let payment = quote.pay_v2(&shop.customer);
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let late = shop.topup(&agent, "2").header("payment-signature", &payment).await;
+    assert!(late.refused(402, "payment_expired")["detail"].to_string().contains("order"));
+    // Nor for more than an hour: nobody could say for so long that it was not paid.
+    let long = quote.pay_v2_with(&shop.customer, |transfer| transfer.valid_before += 86_400);
+    let long = shop.topup(&agent, "2").header("payment-signature", &long).await;
+    assert_eq!((long.status, shop.till()), (402, 0));
+    assert_eq!(shop.credits(&agent).await, "0");
     shop.audit();
 }
 

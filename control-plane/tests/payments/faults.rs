@@ -14,6 +14,9 @@ on_each_store!(
     a_payment_that_waits_for_its_block_is_bumped_and_paid_once,
     without_gas_signed_payments_are_not_offered,
     an_idempotency_key_pays_once,
+    a_key_whose_payment_is_under_way_is_not_asked_to_pay_again,
+    a_refusal_that_was_kept_for_a_key_hides_no_payment,
+    a_node_that_knows_no_finality_still_ends_large_payments,
     a_contract_pays_with_its_own_signature,
     another_replica_finishes_what_a_dead_one_began,
 );
@@ -145,6 +148,66 @@ async fn an_idempotency_key_pays_once(store: Store) {
     let other = shop.server.post(&agent.path("topup")).once("k").json(json!({"amount": "2"})).await;
     other.refused(409, "idempotency_key_reused");
     assert_eq!((shop.till(), shop.credits(&agent).await.as_str()), (1_000_000, "1"));
+    shop.audit();
+}
+
+async fn a_key_whose_payment_is_under_way_is_not_asked_to_pay_again(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    let (one, two) = (shop.quote(&agent, "1").await, shop.quote(&agent, "1").await);
+    let pay = |payment: String| shop.topup(&agent, "1").once("k").header("payment-signature", payment);
+    shop.chain.hold();
+    pay(one.pay_v2(&shop.customer)).await.refused(503, "payment_pending");
+    // The client has lost it all but its key: neither is it asked to pay, nor is what it signs anew taken.
+    let unpaid = shop.topup(&agent, "1").once("k").await;
+    assert_eq!(unpaid.refused(503, "payment_pending")["orderId"], one.order_id.as_str());
+    let again = pay(two.pay_v2(&shop.customer)).await;
+    assert_eq!(again.refused(503, "payment_pending")["orderId"], one.order_id.as_str());
+    shop.server.post(&agent.path("topup")).once("k").json(json!({"amount": "2"})).await.ok(409);
+    shop.chain.mine(1);
+    until_true("it is served", Duration::from_secs(30), async || {
+        shop.topup(&agent, "1").once("k").await.status == 201
+    })
+    .await;
+    assert_eq!((shop.till(), shop.credits(&agent).await.as_str()), (1_000_000, "1"));
+    shop.audit();
+}
+
+async fn a_refusal_that_was_kept_for_a_key_hides_no_payment(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    // A payment that is no good, and then a good one.
+    let quote = shop.quote(&agent, "1").await;
+    let hash = shop.pay_order(&shop.customer, &quote, 1_000_000);
+    let proof = quote.proof(&hash, &shop.customer.address, None);
+    let pay = |proof: &str| shop.topup(&agent, "1").once("k").header("x-payment", proof);
+    pay("!").await.refused(400, "invalid_payment");
+    pay(&proof).await.ok(201);
+    // A refusal of the request itself, kept for its key, and then the proof that it was paid.
+    let quote = shop.quote(&agent, "1").await;
+    let hash = shop.pay_order(&shop.customer, &quote, 1_000_000);
+    let proof = quote.proof(&hash, &shop.customer.address, None);
+    shop.server.end(&agent).await;
+    shop.topup(&agent, "1").once("l").await.refused(409, "agent_killed");
+    let paid = shop.topup(&agent, "1").once("l").header("x-payment", &proof).await;
+    assert!(paid.refused(409, "agent_killed")["detail"].to_string().contains("refund"));
+    let refunds = shop.server.as_operator("GET", "/api/refunds").await.list();
+    assert_eq!((refunds.len(), &refunds[0]["txHash"]), (1, &json!(hash)));
+    shop.audit();
+}
+
+async fn a_node_that_knows_no_finality_still_ends_large_payments(store: Store) {
+    let shop = Shop::open_without_finality(store).await;
+    let agent = shop.server.agent("a").await;
+    shop.chain.mint(&shop.customer.address, 2_000_000_000);
+    let payment = shop.quote(&agent, "1500").await.pay_v2(&shop.customer);
+    let call = || shop.topup(&agent, "1500").header("payment-signature", &payment);
+    call().await.refused(503, "payment_pending");
+    shop.chain.mine(1_000);
+    call().await.refused(503, "payment_pending");
+    shop.chain.mine(1_100);
+    until_true("it is deep enough", Duration::from_secs(60), async || call().await.status == 201).await;
+    assert_eq!((shop.till(), shop.credits(&agent).await.as_str()), (1_500_000_000, "1500"));
     shop.audit();
 }
 

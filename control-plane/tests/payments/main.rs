@@ -11,8 +11,11 @@ mod chaos;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod carried;
+mod claims;
 mod exact;
 mod faults;
 mod movements;
+mod node;
 mod orders;
 mod shop;

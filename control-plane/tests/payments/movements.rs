@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::shop::{Shop, now};
+use crate::shop::Shop;
 use crate::support::poll::until_true;
 use crate::support::{Agent, Store, on_each_store};
 
@@ -13,50 +13,37 @@ on_each_store!(
     one_transfer_left_to_the_watcher_or_proved_is_used_once,
     what_moves_without_a_sale_is_in_the_books,
     a_payment_that_leaves_the_chain_is_taken_back,
+    a_signed_payment_that_comes_by_another_transaction_is_the_same_payment,
+    what_was_taken_back_comes_back_by_another_transaction,
     a_killed_agents_payment_is_owed_back,
 );
 
-/// An agent whose wallet is the customer's, proven.
-async fn own_wallet(shop: &Shop) -> Agent {
-    let key = shop.server.key("owner").await;
-    let wallet = otonix_sdk::wallet::Wallet::from_hex(&shop.customer.key).expect("a key");
-    let url = format!("http://{}", shop.server.addr);
-    let proof = wallet.wallet_proof("own", &url, i64::try_from(now()).expect("fits"));
-    let body = json!({
-        "name": "own", "walletAddress": shop.customer.address,
-        "walletProof": { "signature": proof.signature, "unixTime": proof.unix_time },
-    });
-    shop.server.register_with(&key, body).await
-}
-
-/// Lets the time pass after which a transfer is nobody's order any more.
-fn pass_time(shop: &Shop) {
-    shop.chain.advance(900 + 600 + 60);
-    shop.chain.mine(12);
-}
-
 async fn becomes(shop: &Shop, agent: &Agent, credits: &str) {
-    until_true("the credits arrive", Duration::from_secs(20), async || shop.credits(agent).await == credits)
-        .await;
+    becomes_in(shop, agent, credits, 20).await;
+}
+
+async fn becomes_in(shop: &Shop, agent: &Agent, credits: &str, secs: u64) {
+    let most = Duration::from_secs(secs);
+    until_true("the credits are as they should", most, async || shop.credits(agent).await == credits).await;
 }
 
 async fn a_deposit_from_a_proven_wallet_is_credited_once_and_proves_nothing_later(store: Store) {
     let mut shop = Shop::open(store).await;
-    let agent = own_wallet(&shop).await;
+    let agent = shop.own_wallet().await;
     assert_eq!(shop.server.look(&agent).await["walletProven"], json!(true));
     let quote = shop.quote(&agent, "5").await;
     let hash = shop.transfer(&shop.customer, 5_000_000, "");
     shop.chain.mine(20);
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(shop.credits(&agent).await, "0", "it may still be an order's");
-    pass_time(&shop);
+    shop.pass_time();
     becomes(&shop, &agent, "5").await;
     let signature = quote.signature(&shop.customer, &hash);
     let proof = quote.proof(&hash, &shop.customer.address, Some(&signature));
     let late = shop.topup(&agent, "5").header("x-payment", proof).await;
     late.refused(409, "payment_already_credited");
     shop.server.crash().await;
-    pass_time(&shop);
+    shop.pass_time();
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(shop.credits(&agent).await, "5");
     let ledger = shop.server.get(&agent.path("ledger")).key(&agent.key).await.list();
@@ -66,7 +53,7 @@ async fn a_deposit_from_a_proven_wallet_is_credited_once_and_proves_nothing_late
 
 async fn one_transfer_left_to_the_watcher_or_proved_is_used_once(store: Store) {
     let shop = Shop::open(store).await;
-    let agent = own_wallet(&shop).await;
+    let agent = shop.own_wallet().await;
     // Proved by the key of the wallet's owner, without a signature; then left to the watcher.
     let quote = shop.quote(&agent, "5").await;
     let hash = shop.transfer(&shop.customer, 5_000_000, "");
@@ -76,7 +63,7 @@ async fn one_transfer_left_to_the_watcher_or_proved_is_used_once(store: Store) {
     // A signed payment, which moves money to the treasury too.
     let quote = shop.quote(&agent, "2").await;
     shop.topup(&agent, "2").header("payment-signature", quote.pay_v2(&shop.customer)).await.ok(201);
-    pass_time(&shop);
+    shop.pass_time();
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(shop.credits(&agent).await, "7");
     assert_eq!(shop.till(), 7_000_000);
@@ -96,7 +83,7 @@ async fn what_moves_without_a_sale_is_in_the_books(store: Store) {
     shop.audit();
     let (_, said) = shop.audited();
     assert!(said.contains("waiting 4.5 USDC in 3 transfers"), "{said}");
-    pass_time(&shop);
+    shop.pass_time();
     until_true("everything is booked", Duration::from_secs(20), async || {
         shop.audited().1.contains("waiting 0 USDC")
     })
@@ -157,6 +144,57 @@ async fn a_payment_that_leaves_the_chain_is_taken_back(store: Store) {
     let answered = shop.topup(&agent, "5").header("x-payment", &proof).await.ok(201);
     assert_eq!(answered["receipt"]["txHash"], json!(hash));
     assert_eq!(shop.credits(&agent).await, "3");
+    shop.audit();
+}
+
+async fn a_signed_payment_that_comes_by_another_transaction_is_the_same_payment(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    let before = shop.chain.snapshot();
+    let payment = shop.quote(&agent, "5").await.pay_v2(&shop.customer);
+    let call = || shop.topup(&agent, "5").header("payment-signature", &payment);
+    let paid = call().await;
+    let first = paid.ok(201)["receipt"]["txHash"].clone();
+    shop.chain.revert(&before);
+    shop.chain.hold();
+    let other = shop.carry_out(&shop.thief, &payment);
+    shop.chain.mine(1);
+    shop.chain.mined(&other);
+    assert_ne!(first, json!(other));
+    until_true("it is found where it is now", Duration::from_secs(60), async || {
+        shop.server.get("/api/orders").key(&agent.key).await.list()[0]["txHash"] == json!(other)
+    })
+    .await;
+    assert_eq!((shop.credits(&agent).await.as_str(), shop.till()), ("5", 5_000_000));
+    let again = call().await;
+    assert_eq!((again.status, &again.body), (201, &paid.body));
+    shop.pass_time();
+    until_true("everything is booked", Duration::from_secs(20), async || {
+        shop.audited().1.contains("waiting 0 USDC")
+    })
+    .await;
+    assert!(!shop.audited().1.contains("unmatched"), "{}", shop.audited().1);
+    assert_eq!(shop.credits(&agent).await, "5");
+    shop.audit();
+}
+
+async fn what_was_taken_back_comes_back_by_another_transaction(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    let before = shop.chain.snapshot();
+    let payment = shop.quote(&agent, "5").await.pay_v2(&shop.customer);
+    shop.topup(&agent, "5").header("payment-signature", &payment).await.ok(201);
+    shop.chain.revert(&before);
+    shop.chain.hold();
+    becomes_in(&shop, &agent, "0", 60).await;
+    let other = shop.carry_out(&shop.thief, &payment);
+    shop.chain.mine(1);
+    shop.chain.mined(&other);
+    becomes_in(&shop, &agent, "5", 60).await;
+    let orders = shop.server.get("/api/orders").key(&agent.key).await.list();
+    let state = (orders.len(), &orders[0]["status"], &orders[0]["txHash"]);
+    assert_eq!(state, (1, &json!("delivered"), &json!(other)));
+    assert_eq!(shop.till(), 5_000_000);
     shop.audit();
 }
 

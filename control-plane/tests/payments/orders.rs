@@ -69,6 +69,8 @@ async fn a_transfer_that_names_its_order_buys_it_once(store: Store) {
     assert_eq!((&settled["success"], &settled["transaction"]), (&json!(true), &json!(hash)));
     let again = shop.topup(&agent, "5").header("x-payment", &proof).await;
     assert_eq!((again.status, &again.body), (201, &paid.body), "a repeat has the same bytes");
+    let no_hash = quote.proof(&hash[2..], &shop.customer.address, None);
+    shop.topup(&agent, "5").header("x-payment", &no_hash).await.refused(400, "invalid_payment");
     shop.server.crash().await;
     let later = shop.topup(&agent, "5").header("x-payment", &proof).await;
     assert_eq!((later.status, &later.body), (201, &paid.body), "after a crash too");

@@ -1,18 +1,21 @@
 //! A server that sells on a chain of its own, and its customers.
 
+use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use alloy::primitives::{B256, U256};
+use alloy::primitives::{B256, U256, keccak256};
 use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use otonix_sdk::chain::usdc;
 use otonix_sdk::x402::eip3009::{Domain, Transfer};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::chain::{Account, Chain};
+use crate::chain::{Account, Chain, Options};
 use crate::chaos::Proxy;
+use crate::node::Node;
 use crate::support::{Agent, Answer, Call, Server, Store};
 
 /// Seconds since 1970.
@@ -30,6 +33,8 @@ pub struct Shop {
     pub thief: Account,
     /// Between the server and its node, if one was asked for.
     pub proxy: Option<Proxy>,
+    /// The node that the server asks, if it is not the chain's own.
+    pub node: Option<Node>,
 }
 
 fn text(value: &Value) -> String {
@@ -44,19 +49,41 @@ impl Shop {
 
     /// The same with flags more.
     pub async fn open_with(store: Store, args: &[(&str, &str)]) -> Self {
-        Self::open_on(store, Chain::start(), None, args).await
+        Self::open_on(store, Chain::start(), args).await
+    }
+
+    /// One on a chain as told.
+    pub async fn open_over(store: Store, options: Options) -> Self {
+        Self::open_on(store, Chain::with(options), &[]).await
     }
 
     /// One that reaches its node through a proxy.
     pub async fn open_behind_proxy(store: Store) -> Self {
         let chain = Chain::start();
-        let node = chain.rpc.trim_start_matches("http://").parse().expect("an address");
-        let proxy = Proxy::start(node).await;
-        Self::open_on(store, chain, Some(proxy), &[]).await
+        let proxy = Proxy::start(chain.address()).await;
+        let addr = proxy.addr;
+        let mut shop = Self::open_at(store, chain, addr, &[]).await;
+        shop.proxy = Some(proxy);
+        shop
     }
 
-    async fn open_on(store: Store, chain: Chain, proxy: Option<Proxy>, args: &[(&str, &str)]) -> Self {
-        let rpc = proxy.as_ref().map_or_else(|| chain.rpc.clone(), |proxy| format!("http://{}", proxy.addr));
+    /// One whose node does not know of finality.
+    pub async fn open_without_finality(store: Store) -> Self {
+        let chain = Chain::start();
+        let node = Node::without("finalized", chain.address()).await;
+        let addr = node.addr;
+        let mut shop = Self::open_at(store, chain, addr, &[]).await;
+        shop.node = Some(node);
+        shop
+    }
+
+    async fn open_on(store: Store, chain: Chain, args: &[(&str, &str)]) -> Self {
+        let addr = chain.address();
+        Self::open_at(store, chain, addr, args).await
+    }
+
+    async fn open_at(store: Store, chain: Chain, node: SocketAddr, args: &[(&str, &str)]) -> Self {
+        let rpc = format!("http://{node}");
         let account = |at: usize| chain.accounts[at].clone();
         let (treasury, settler, customer, thief) = (account(5), account(6), account(7), account(8));
         chain.mint(&customer.address, 1_000_000_000);
@@ -76,7 +103,7 @@ impl Shop {
             options = options.arg(flag, value);
         }
         let server = options.start().await;
-        Self { server, chain, treasury, settler, customer, thief, proxy }
+        Self { server, chain, treasury, settler, customer, thief, proxy: None, node: None }
     }
 
     /// A top-up without payment.
@@ -105,6 +132,66 @@ impl Shop {
         let hash = self.chain.transfer(&payer.address, &self.treasury.address, micros, suffix);
         self.chain.mined(&hash);
         hash
+    }
+
+    /// Carries a signed payment out without the server, whoever sends it, before all others that wait.
+    pub fn carry_out(&self, by: &Account, payment: &str) -> String {
+        let payload = decoded(payment)["payload"].clone();
+        let authorization = serde_json::from_value(payload["authorization"].clone()).expect("as it was made");
+        let transfer = Transfer::read(&authorization).expect("as it was made");
+        let signature = hex::decode(&text(&payload["signature"])[2..]).expect("hex");
+        let data = hex::encode(usdc::transfer_with_authorization(&transfer, &signature));
+        self.chain.rpc("anvil_impersonateAccount", json!([by.address]));
+        let sent = self.chain.rpc(
+            "eth_sendTransaction",
+            json!([{
+                "from": by.address, "to": self.chain.asset, "data": format!("0x{data}"), "gas": "0x493e0",
+                "maxPriorityFeePerGas": "0x174876e800", "maxFeePerGas": "0x2e90edd000",
+            }]),
+        );
+        text(&sent)
+    }
+
+    /// Ends a signed payment by its payer's own word: `cancelAuthorization(authorizer, nonce, v, r, s)`.
+    pub fn cancel(&self, payer: &Account, payment: &str) -> String {
+        let nonce = text(&decoded(payment)["payload"]["authorization"]["nonce"]);
+        let kind = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
+        let word = |address: &str| hex::decode(format!("{:0>64}", &address[2..])).expect("hex");
+        let nonce = hex::decode(&nonce[2..]).expect("hex");
+        let content = keccak256([&kind[..], &word(&payer.address), &nonce].concat());
+        let digest = keccak256([&[0x19, 1], &usdc_domain().separator()[..], &content[..]].concat());
+        let signature = signer(payer).sign_hash_sync(&digest).expect("signs").as_bytes();
+        let mut data = hex::decode("5a049a70").expect("hex");
+        data.extend(word(&payer.address));
+        data.extend(&nonce);
+        data.extend([&[0; 31], &signature[64..]].concat());
+        data.extend(&signature[..64]);
+        text(&self.chain.rpc(
+            "eth_sendTransaction",
+            json!([{
+                "from": payer.address, "to": self.chain.asset, "data": format!("0x{}", hex::encode(data)),
+                "gas": "0x493e0", "maxPriorityFeePerGas": "0x174876e800", "maxFeePerGas": "0x2e90edd000",
+            }]),
+        ))
+    }
+
+    /// Lets the time pass after which a transfer is nobody's order any more.
+    pub fn pass_time(&self) {
+        self.chain.advance(900 + 600 + 60);
+        self.chain.mine(12);
+    }
+
+    /// An agent whose wallet is the customer's, proven.
+    pub async fn own_wallet(&self) -> Agent {
+        let key = self.server.key("owner").await;
+        let wallet = otonix_sdk::wallet::Wallet::from_hex(&self.customer.key).expect("a key");
+        let url = format!("http://{}", self.server.addr);
+        let proof = wallet.wallet_proof("own", &url, i64::try_from(now()).expect("fits"));
+        let body = json!({
+            "name": "own", "walletAddress": self.customer.address,
+            "walletProof": { "signature": proof.signature, "unixTime": proof.unix_time },
+        });
+        self.server.register_with(&key, body).await
     }
 
     /// Micro-USDC that the treasury has.
@@ -211,15 +298,19 @@ fn signer(account: &Account) -> PrivateKeySigner {
     account.key.parse().expect("a key")
 }
 
-/// A signature over a transfer in USDC's domain on Base.
-pub fn signed(payer: &Account, transfer: &Transfer) -> String {
-    let domain = Domain {
+/// USDC's domain on Base.
+fn usdc_domain() -> Domain {
+    Domain {
         name: "USD Coin".to_owned(),
         version: "2".to_owned(),
         chain_id: 8453,
         asset: "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913".parse().expect("an address"),
-    };
-    let digest = B256::from(transfer.digest(&domain));
+    }
+}
+
+/// A signature over a transfer in USDC's domain on Base.
+pub fn signed(payer: &Account, transfer: &Transfer) -> String {
+    let digest = B256::from(transfer.digest(&usdc_domain()));
     let signature = signer(payer).sign_hash_sync(&digest).expect("signs");
     format!("0x{}", hex::encode(signature.as_bytes()))
 }

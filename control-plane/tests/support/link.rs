@@ -122,7 +122,7 @@ impl Link {
             request.metadata_mut().insert("x-api-key", key.parse().expect("readable"));
         }
         for (name, value) in metadata {
-            request.metadata_mut().insert(*name, value.parse().expect("readable"));
+            request.metadata_mut().append(*name, value.parse().expect("readable"));
         }
         let mut client = AgentLinkClient::new(channel);
         let answer = tokio::time::timeout(PATIENCE, client.session(request));

@@ -26,6 +26,12 @@ impl From<Map<String, Value>> for Attached {
     }
 }
 
+impl Default for Attached {
+    fn default() -> Self {
+        Self::from(Map::new())
+    }
+}
+
 impl<'de> Deserialize<'de> for Attached {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
@@ -41,6 +47,11 @@ impl Attached {
     /// The object as it is kept.
     pub fn text(&self) -> &str {
         self.0.get()
+    }
+
+    /// Its fields, for those who look for one of them.
+    pub fn fields(&self) -> Map<String, Value> {
+        serde_json::from_str(self.text()).unwrap_or_default()
     }
 
     /// Checks its size, and that every database can hold what is in it.

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use crate::api::attached::Attached;
 use crate::ids::CommandId;
 
 /// The closed list of commands. There is no remote shell; none can raise a spending limit.
@@ -26,7 +26,7 @@ pub struct NewCommand {
     /// One of [`KINDS`].
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub args: Option<Map<String, Value>>,
+    pub args: Option<Attached>,
     /// How long it may wait to be delivered, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u32>,
@@ -38,7 +38,7 @@ pub struct NewCommand {
 pub struct Command {
     pub id: CommandId,
     pub kind: String,
-    pub args: Map<String, Value>,
+    pub args: Attached,
     /// queued, delivered, done, failed, expired. An expired command stays expired, also when its daemon reports
     /// later how it ended; `result` then says so.
     pub status: String,

@@ -30,6 +30,12 @@ pub const AUTHORIZATION_USED_TOPIC: Hash = Hash([
     0xbf, 0xc0, 0x29, 0xa5, 0x68, 0x5b, 0x20, 0x9e, 0x9e, 0xc3, 0x33, 0x47, 0x9b, 0x10, 0xa5,
 ]);
 
+/// `AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce)`.
+pub const AUTHORIZATION_CANCELLED_TOPIC: Hash = Hash([
+    0x1c, 0xdd, 0x46, 0xff, 0x24, 0x27, 0x16, 0xcd, 0xaa, 0x72, 0xd1, 0x59, 0xd3, 0x39, 0xa4, 0x85, 0xb3,
+    0x43, 0x83, 0x98, 0x34, 0x8d, 0x68, 0xf0, 0x9d, 0x7c, 0x8c, 0x0a, 0x59, 0x35, 0x3d, 0x81,
+]);
+
 /// Longest text read of a contract.
 const MAX_TEXT: usize = 256;
 /// Gas that a contract may use to check its own signature.
@@ -222,9 +228,29 @@ pub fn authorization_used(
     nonce: [u8; 32],
     blocks: std::ops::RangeInclusive<u64>,
 ) -> LogFilter {
+    about_authorization(AUTHORIZATION_USED_TOPIC, asset, from, nonce, blocks)
+}
+
+/// Asks for the end of one authorization by its payer, unused.
+pub fn authorization_cancelled(
+    asset: EvmAddress,
+    from: EvmAddress,
+    nonce: [u8; 32],
+    blocks: std::ops::RangeInclusive<u64>,
+) -> LogFilter {
+    about_authorization(AUTHORIZATION_CANCELLED_TOPIC, asset, from, nonce, blocks)
+}
+
+fn about_authorization(
+    topic: Hash,
+    asset: EvmAddress,
+    from: EvmAddress,
+    nonce: [u8; 32],
+    blocks: std::ops::RangeInclusive<u64>,
+) -> LogFilter {
     LogFilter {
         address: asset,
-        topics: vec![Some(AUTHORIZATION_USED_TOPIC), Some(Hash(word(from))), Some(Hash(nonce))],
+        topics: vec![Some(topic), Some(Hash(word(from))), Some(Hash(nonce))],
         from: *blocks.start(),
         to: *blocks.end(),
     }
@@ -348,6 +374,7 @@ mod tests {
         for (topic, signature) in [
             (TRANSFER_TOPIC, "Transfer(address,address,uint256)"),
             (AUTHORIZATION_USED_TOPIC, "AuthorizationUsed(address,bytes32)"),
+            (AUTHORIZATION_CANCELLED_TOPIC, "AuthorizationCanceled(address,bytes32)"),
         ] {
             assert_eq!(Keccak256::digest(signature)[..], topic.0, "{signature}");
         }

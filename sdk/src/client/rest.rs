@@ -132,10 +132,10 @@ impl Client {
         self.list("/api/agents", query).await
     }
 
-    /// Tells that an agent is alive. Never repeated by itself: the next one is on its way anyhow.
+    /// Tells that an agent is alive.
     pub async fn heartbeat(&self, id: AgentId) -> Result<HeartbeatAck, ClientError> {
         let path = format!("/api/agents/{id}/heartbeat");
-        let call = Call { method: Method::POST, path: &path, query: &[], body: None, keyed: false };
+        let call = Call { method: Method::POST, path: &path, query: &[], body: None, keyed: true };
         self.send(call).await?.json()
     }
 

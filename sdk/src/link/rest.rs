@@ -96,7 +96,7 @@ impl RestClient {
     async fn heartbeat(&self) -> Result<HeartbeatAck, End> {
         let beat = Beat::of(&self.core.vitals.borrow());
         let path = format!("/api/agents/{}/heartbeat", self.core.config.agent_id);
-        self.post(&path, &beat, None).await
+        self.post(&path, &beat, Some(new_id().to_string())).await
     }
 
     async fn price_table(&self) -> Result<String, End> {

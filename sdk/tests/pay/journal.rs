@@ -33,7 +33,8 @@ async fn after_a_restart_the_same_bytes_go_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_journal_put_back_stops_payments_until_it_is_reconciled() {
-    let world = World::with(10_000_000).await;
+    let mut world = World::with(10_000_000).await;
+    world.tuning.after_rollback = Duration::from_secs(3);
     let offers = vec![offer(&world.chain, world.payee(), "600000")];
     let seller = Seller::start(&world.chain, 2, offers, Manner::Honest).await;
     let copy = world.dir.path().join("copy");
@@ -57,7 +58,7 @@ async fn a_journal_put_back_stops_payments_until_it_is_reconciled() {
     assert!(client.reconcile().await.expect("the chain answers").is_some());
     let waiting = client.fetch(post(&seller.url(), "7")).await;
     assert!(matches!(waiting, Err(PayError::Paused(_))), "what the lost journal signed may still move");
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_millis(3100)).await;
     // Four payments of 0.6 count, although the journal knows one: 5 USDC an hour leave four more.
     for body in ["8", "9", "10", "11"] {
         client.fetch(post(&seller.url(), body)).await.expect("paid");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -415,8 +415,9 @@ async fn events(State(server): State<Arc<Server>>, Json(body): Json<Value>) -> A
     Ok(Json(answer))
 }
 
-async fn heartbeat(State(server): State<Arc<Server>>, Json(_): Json<Value>) -> Answer {
+async fn heartbeat(State(server): State<Arc<Server>>, headers: HeaderMap, Json(_): Json<Value>) -> Answer {
     gate(&server)?;
+    assert!(headers.contains_key("idempotency-key"), "every POST has one");
     let mut memory = server.lock();
     memory.beats.push(Instant::now());
     let standing = standing_json(&memory.standing);

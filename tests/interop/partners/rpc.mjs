@@ -4,7 +4,8 @@ import { sleep } from '../guard.mjs'
 import { body, listen } from './facilitator.mjs'
 
 /**
- * Starts one. `fault(fn)` sets what happens: for each call `fn({ method, params })` returns nothing (pass on), or one of
+ * Starts one. `fault(fn)` sets what happens: for each call `fn({ method, params })` returns (or promises) nothing (pass
+ * on), or one of
  * `'down'` (cut before it is done), `'lose'` (done, then cut), `'garbage'`, `'error'`, `'already known'` (done, but
  * answered with that error), a number (done, answered so many milliseconds later), or `{ result }` to answer instead.
  * `seen` counts calls by method.
@@ -18,7 +19,7 @@ export async function startRpc(upstream) {
         const told = []
         for (const call of calls) {
             seen[call.method] = (seen[call.method] ?? 0) + 1
-            told.push(fault(call))
+            told.push(await fault(call))
         }
         if (told.includes('down')) return request.socket.destroy()
         const answer = text => { response.writeHead(200, { 'content-type': 'application/json' }); response.end(text) }

@@ -257,29 +257,34 @@ describe('the daemon is killed while it pays', () => {
         assert.equal((await chain.transfers({ from: buyer.address })).length, 2)
     })
 
-    for (const fault of ['down', 'lose', 'garbage', 'error', 'already known', 2_000]) {
-        test(`the chain fails (${fault}) at each of its calls`, { timeout: 900_000 }, async () => {
-            const flow = flows['an order of the control plane']
-            const node = await startRpc(chain.url)
-            const buyer = await machine(orders, { chain, rpc: node.url, usdc: 50_000_000, settings })
-            let calls = 0
-            const methods = []
-            node.fault(({ method }) => { methods.push(method) })
-            await bought(buyer, flow, 'clean', 'a clean run', 1)
-            let numbers = methods.map((method, at) => ({ method, at }))
-            if (fault === 'already known') numbers = numbers.filter(each => each.method === 'eth_sendRawTransaction')
-            let payments = 1
-            for (const { at, method } of some(numbers).slice(0, POINTS === 'all' ? Infinity : 4)) {
-                calls = 0
-                node.fault(() => calls++ === at ? fault : undefined)
-                await buy(buyer, flow, `k${at}`)
-                node.fault()
-                payments += 1
-                await bought(buyer, flow, `k${at}`, `${fault} at call ${at}, ${method}`, payments)
-            }
-            assert.equal(await buyer.bought(), payments * flow.amount)
-            await node.stop()
-        })
+    for (const name of ['an order of the control plane', 'exact at the control plane', 'exact at a merchant']) {
+        for (const fault of ['down', 'lose', 'garbage', 'error', 'already known', 'another chain', 2_000]) {
+            if (fault === 'already known' && name.startsWith('exact')) continue
+            test(`${name}: the chain fails (${fault}) at each of its calls`, { timeout: 900_000 }, async () => {
+                const flow = flows[name]
+                const node = await startRpc(chain.url)
+                const buyer = await machine(flow.server(), { chain, rpc: node.url, usdc: 50_000_000, settings })
+                let calls = 0
+                const methods = []
+                node.fault(({ method }) => { methods.push(method) })
+                await bought(buyer, flow, 'clean', 'a clean run', 1)
+                let numbers = methods.map((method, at) => ({ method, at }))
+                const only = { 'already known': 'eth_sendRawTransaction', 'another chain': 'eth_chainId' }[fault]
+                if (only) numbers = numbers.filter(each => each.method === only)
+                const wrong = fault === 'another chain' ? { result: '0x1' } : fault
+                let payments = 1
+                for (const { at, method } of some(numbers).slice(0, POINTS === 'all' ? Infinity : 4)) {
+                    calls = 0
+                    node.fault(() => calls++ === at ? wrong : undefined)
+                    await buy(buyer, flow, `k${at}`)
+                    node.fault()
+                    payments += 1
+                    await bought(buyer, flow, `k${at}`, `${fault} at call ${at}, ${method}`, payments)
+                }
+                if (flow.amount === 100_000) assert.equal(await buyer.bought(), payments * flow.amount)
+                await node.stop()
+            })
+        }
     }
 })
 
@@ -292,7 +297,11 @@ describe('the server\'s chain fails while it is paid', () => {
             const faults = ['down', 'lose', 'garbage', 'error', 2_000, 'already known']
             const methods = ['eth_call', 'eth_getTransactionReceipt', 'eth_getLogs', 'eth_blockNumber', 'eth_getBlockByNumber', 'any']
             const cases = methods.flatMap(method => faults.filter(fault => fault !== 'already known').map(fault => ({ method, fault })))
-            if (settle === 'key') faults.forEach(fault => cases.push({ method: 'eth_sendRawTransaction', fault }))
+            if (settle === 'key') {
+                faults.forEach(fault => cases.push({ method: 'eth_sendRawTransaction', fault }))
+                // The newest block is replaced by an empty one just then; what the server has sent is sent again.
+                ;[...methods, 'eth_sendRawTransaction'].forEach(method => cases.push({ method, fault: 'reorg' }))
+            }
             for (const { method, fault } of some(cases)) {
                 node.fault()
                 const [agent, payer] = [await server.agent(), await chain.rich(5_000_000)]
@@ -307,8 +316,13 @@ describe('the server\'s chain fails while it is paid', () => {
                     const txHash = await chain.transfer(payer.address, server.treasury, 1_000_000, orderSuffix(orderId))
                     headers = { 'X-PAYMENT': Buffer.from(JSON.stringify({ orderId, txHash, payer: payer.address })).toString('base64') }
                 }
-                let left = method === 'any' ? 6 : 2
-                node.fault(call => (method === 'any' || call.method === method) && left-- > 0 ? fault : undefined)
+                // What the payer has got stays on the chain.
+                await chain.mine(1)
+                let left = fault === 'reorg' ? 1 : method === 'any' ? 6 : 2
+                node.fault(call => {
+                    if (method !== 'any' && call.method !== method || left-- <= 0) return undefined
+                    return fault === 'reorg' ? chain.rpc('anvil_reorg', 1, []).then(() => undefined) : fault
+                })
                 const answer = await until(`an outcome with ${fault} at ${method}`, 60_000, async () => {
                     const told = await topup(agent, headers)
                     if (told.status !== 503) return told
@@ -317,10 +331,10 @@ describe('the server\'s chain fails while it is paid', () => {
                     return null
                 })
                 assert.equal(answer.status, 201, `${fault} at ${method}: ${answer.status} ${answer.text}`)
-                assert.equal(await server.credits(agent), 1_000_000)
-                assert.equal((await chain.transfers({ from: payer.address })).length, 1)
+                node.fault()
+                await until(`one transfer and one grant with ${fault} at ${method}`, fault === 'reorg' ? 60_000 : 1_000, async () =>
+                    await server.credits(agent) === 1_000_000 && (await chain.transfers({ from: payer.address })).length === 1)
             }
-            node.fault()
             await server.audit()
             await server.stop()
             await node.stop()

@@ -1,6 +1,8 @@
 //! Booking a payment: one transaction takes the transfer for its one use, delivers, writes the ledger, and keeps the
 //! answer. It either happens whole or not at all, and never twice.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use otonix_sdk::api::payments::PaymentReceipt;
 use otonix_sdk::api::records::Transaction;
@@ -135,7 +137,8 @@ pub struct SoldFor {
     pub key: Option<Uuid>,
 }
 
-fn already_used(kind: &str) -> Error {
+/// A transfer cannot be used any more, since it was used so.
+pub fn already_used(kind: &str) -> Error {
     match kind {
         "deposit" => Error::conflict(
             ErrorCode::PaymentAlreadyCredited,
@@ -171,6 +174,14 @@ pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<S
         if !receipts::match_up(tx, &row).await? {
             let used = receipts::of_transaction(&mut tx.conn, row.chain, row.tx_hash).await?;
             let used = used.iter().find(|other| other.log_index == row.log_index);
+            if used.is_some_and(|other| other.kind == "unmatched") {
+                // It had left the chain, and is not booked again yet.
+                return Err(Error::Busy {
+                    code: ErrorCode::ChainUnavailable,
+                    retry_after: Duration::from_secs(2),
+                    detail: "the transfer is on its way back into the chain; present the same payment again",
+                });
+            }
             return Err(already_used(used.map_or("", |other| other.kind.as_str())));
         }
         from = ledger::UNMATCHED;

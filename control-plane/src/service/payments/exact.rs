@@ -18,8 +18,10 @@ use crate::error::Error;
 use crate::service::payments::book::signed;
 use crate::service::payments::desk::Pen;
 use crate::service::payments::order_id::{self, Order};
+use crate::service::payments::settlement::arrived_in;
 use crate::service::payments::{
-    Asked, MAX_TIMEOUT_SECS, Paid, Payments, Refused, Sale, Stop, outcome, paid, parts, sold, used_elsewhere,
+    Asked, MAX_TIMEOUT_SECS, Paid, Payments, Refused, Sale, Stop, carried, outcome, paid, parts, sold,
+    used_elsewhere,
 };
 use crate::store::payments::{self, Payment};
 use crate::store::purchases;
@@ -37,6 +39,8 @@ const ERC_6492: [u8; 32] = [
     0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64,
     0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92, 0x64, 0x92,
 ];
+/// Nor for longer than this, seconds: until its end nobody can say that it was not carried out.
+const MOST_VALID_SECS: u64 = 3_600;
 /// How far back the use of a nonce is looked for, blocks.
 const LOOK_BACK: u64 = 4_000;
 
@@ -145,6 +149,8 @@ struct Checked {
     order_id: String,
     /// Seconds since 1970 until which the order holds.
     until: u64,
+    /// The head of the chain when the order that it names was made.
+    head: Option<u64>,
     price: u64,
     version: u8,
     facilitator_body: Option<String>,
@@ -200,33 +206,21 @@ pub async fn take(
         }
     }
     // The payer is known from here on.
-    if let Some(claim) = claim_of(app, parts, transfer).await? {
-        return join(app, parts, asked, claim).await;
+    if let Some(refused) = wanting(parts, sale, &checked, ready, now) {
+        return match claim_of(app, parts, transfer).await? {
+            Some(claim) => join(app, parts, asked, claim).await,
+            None => Err(refused.into()),
+        };
     }
-    if now > checked.until {
-        return refuse(
-            ErrorCode::PaymentExpired,
-            "the order that the payment names has ended; ask for a new one",
-        );
+    let ended = transfer.valid_before > now.max(ready.head.timestamp).saturating_add(MOST_VALID_SECS);
+    if ended {
+        return refuse(ErrorCode::PaymentInvalid, "the payment must not be valid for more than an hour");
     }
-    if transfer.value != u128::from(checked.price) {
-        let detail = format!("the payment must be {} base units, not {}", checked.price, transfer.value);
-        return refuse(ErrorCode::PaymentInsufficient, detail);
+    let mut claim = new_claim(app, parts, asked, sale, &checked, by_contract, ready)?;
+    if let Standing::CarriedOut = ask_chain(app, parts, asked, &checked, by_contract, ready).await? {
+        // There is nothing to send: it only has to be found.
+        "sent".clone_into(&mut claim.status);
     }
-    if !parts.takes_exact(sale.price) {
-        return refuse(
-            ErrorCode::PaymentInvalid,
-            "signed payments are not taken for this now; pay the order",
-        );
-    }
-    if transfer.valid_after > now.max(ready.head.timestamp) {
-        return refuse(ErrorCode::PaymentInvalid, "the payment is not valid yet");
-    }
-    if transfer.valid_before < now.saturating_add(LEAST_VALID_SECS) {
-        return refuse(ErrorCode::PaymentExpired, "the payment is not valid any more");
-    }
-    let claim = new_claim(app, parts, asked, sale, &checked, by_contract, ready)?;
-    ask_chain(app, parts, asked, &checked, by_contract, ready).await?;
     match claim_and_sign(app, parts, &claim).await? {
         Some(signed) => {
             parts.hand_over(claim.clone(), signed);
@@ -240,6 +234,30 @@ pub async fn take(
     }
 }
 
+/// What is wrong with a payment that nobody has claimed. (One that was claimed needs none of it any more: that is
+/// looked for only here, and when the claim is written.)
+fn wanting(parts: &Payments, sale: &Sale, checked: &Checked, ready: &Ready, now: u64) -> Option<Refused> {
+    let transfer = &checked.transfer;
+    let (code, detail) = if now > checked.until {
+        (
+            ErrorCode::PaymentExpired,
+            "the order that the payment names has ended; ask for a new one".to_owned(),
+        )
+    } else if transfer.value != u128::from(checked.price) {
+        let detail = format!("the payment must be {} base units, not {}", checked.price, transfer.value);
+        (ErrorCode::PaymentInsufficient, detail)
+    } else if !parts.takes_exact(sale.price) {
+        (ErrorCode::PaymentInvalid, "signed payments are not taken for this now; pay the order".to_owned())
+    } else if transfer.valid_after > now.max(ready.head.timestamp) {
+        (ErrorCode::PaymentInvalid, "the payment is not valid yet".to_owned())
+    } else if transfer.valid_before < now.saturating_add(LEAST_VALID_SECS) {
+        (ErrorCode::PaymentExpired, "the payment is not valid any more".to_owned())
+    } else {
+        return None;
+    };
+    Some(Refused::new(code, detail))
+}
+
 /// Commits a claim; with it what settles it, where this replica gives the account's numbers out and need ask nobody
 /// anything. `None` when its nonce, its order or its idempotency key was taken before.
 async fn claim_and_sign(
@@ -247,7 +265,8 @@ async fn claim_and_sign(
     parts: &Arc<Payments>,
     claim: &Payment,
 ) -> Result<Option<Option<Settlement>>, Error> {
-    let (mut claim, pen) = (claim.clone(), Pen::at_hand(app, parts));
+    let pen = if claim.status == "claimed" { Pen::at_hand(app, parts) } else { None };
+    let mut claim = claim.clone();
     app.writer
         .apply(Target::Shared, move |tx| {
             Box::pin(async move {
@@ -336,7 +355,7 @@ fn version_1(
         asset: parts.settings.asset.to_string(),
         extra: Some(json!({ "name": facts.name, "version": facts.version })),
     };
-    checked(parts, &payment.payload, parts.id_of(&order), order, 1, || {
+    checked(parts, &payment.payload, (parts.id_of(&order), order), false, 1, || {
         json!({ "x402Version": 1, "paymentPayload": payment, "paymentRequirements": requirements })
             .to_string()
     })
@@ -378,7 +397,7 @@ fn version_2(
     if !asked_for.is_accepted_by(&payment.accepted) {
         return refuse(ErrorCode::PaymentMismatch, "`accepted` is not what is asked here");
     }
-    checked(parts, &payment.payload, id, order, 2, || {
+    checked(parts, &payment.payload, (id, order), named.is_some(), 2, || {
         json!({ "x402Version": 2, "paymentPayload": payment, "paymentRequirements": asked_for }).to_string()
     })
 }
@@ -386,8 +405,8 @@ fn version_2(
 fn checked(
     parts: &Payments,
     payload: &ExactPayload,
-    order_id: String,
-    order: Order,
+    (order_id, order): (String, Order),
+    named: bool,
     version: u8,
     body: impl FnOnce() -> String,
 ) -> Result<Checked, Stop> {
@@ -397,6 +416,7 @@ fn checked(
         signature: read_signature(payload)?,
         order_id,
         until: order.until(),
+        head: named.then_some(order.head),
         price: order.price,
         version,
         facilitator_body: by_facilitator.then(body),
@@ -447,6 +467,14 @@ fn new_claim(
     })
 }
 
+/// What the chain says of a payment.
+enum Standing {
+    /// It would carry it out now.
+    Possible,
+    /// It has done so already.
+    CarriedOut,
+}
+
 /// Whether the chain would carry the payment out now, or has done so already.
 async fn ask_chain(
     app: &App,
@@ -455,21 +483,28 @@ async fn ask_chain(
     checked: &Checked,
     by_contract: bool,
     ready: &Ready,
-) -> Result<(), Stop> {
+) -> Result<Standing, Stop> {
     let transfer = &checked.transfer;
     let payer = Some(transfer.from.bytes());
     parts.budgets.check(payer, asked.ip())?;
     let Err(why) = parts.chain.simulate(transfer, &checked.signature, by_contract).await? else {
-        return Ok(());
+        return Ok(Standing::Possible);
     };
     if parts.chain.is_used(transfer.from, transfer.nonce).await? {
         // A parallel request may have claimed it meanwhile: the claim tells.
         if claim_of(app, parts, transfer).await?.is_some() {
-            return Ok(());
+            return Ok(Standing::CarriedOut);
         }
         let from_block = ready.head.number.saturating_sub(LOOK_BACK);
-        if parts.chain.use_of(transfer.from, transfer.nonce, from_block).await?.is_some() {
-            return Ok(());
+        if let Some(mined) = parts.chain.use_of(transfer.from, transfer.nonce, from_block).await?
+            && let Some(arrived) = arrived_in(parts.settings.chain_id, parts.settings.asset, transfer, &mined)
+        {
+            let order = carried::Named { id: &checked.order_id, head: checked.head };
+            let allowed = carried::check(app, parts, asked, transfer, order, &arrived).await;
+            if let Err(Stop::Refused(_)) = &allowed {
+                parts.budgets.failed(None, asked.ip());
+            }
+            return allowed.map(|()| Standing::CarriedOut);
         }
         parts.budgets.failed(payer, asked.ip());
         return refuse(ErrorCode::PaymentInvalid, "the payment's nonce was used or cancelled before");

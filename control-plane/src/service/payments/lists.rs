@@ -1,21 +1,18 @@
 //! Paid orders and refunds as their owners and the operator see them.
 
 use otonix_sdk::api::payments::{Confirmations, Order, Refund, ResolveRefund, X402Config};
-use otonix_sdk::api::records::Transaction;
 use otonix_sdk::error::ErrorCode;
-use otonix_sdk::ids::{RefundId, TransactionId};
+use otonix_sdk::ids::RefundId;
 use otonix_sdk::limits;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::x402::network::caip2;
-use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::{Caller, Scope};
 use crate::error::Error;
-use crate::store::agents::AgentState;
+use crate::service::purchases::money::{self, Line};
 use crate::store::list::{self, Page, Param, Query};
-use crate::store::transactions::{self, Reporter};
 use crate::store::writer::{IdemFor, Target, Tx, Written};
 use crate::store::{agents, ledger, refunds};
 use crate::treasury;
@@ -101,8 +98,15 @@ async fn resolve_in(tx: &mut Tx, id: RefundId, body: ResolveRefund) -> Result<Re
         }
         return Err(Error::not_found("refund", id));
     };
-    let amount = refund.amount;
-    let reference = Some(id.to_string());
+    let (amount, id) = (refund.amount.micros(), id.to_string());
+    let line = Line {
+        amount: refund.amount,
+        reason: &refund.reason,
+        payer: &refund.payer,
+        sent_by: refund.refund_tx_hash.as_deref(),
+        about: vec![("resource", "refund"), ("refundId", id.as_str()), ("paidBy", refund.tx_hash.as_str())],
+    };
+    let reference = id.clone();
     match body.resolution.as_str() {
         "credited" => {
             let agent = body.agent_id.map_or(Uuid::nil(), |agent| agent.uuid());
@@ -111,51 +115,19 @@ async fn resolve_in(tx: &mut Tx, id: RefundId, body: ResolveRefund) -> Result<Re
             if state.killed {
                 return Err(Error::agent_killed(agent));
             }
-            state.funded = true;
-            ledger::move_credits(tx, &mut state, "refund", ledger::REFUNDS, amount, reference).await?;
-            record(tx, &refund, Some(&state)).await?;
+            money::credit(tx, &mut state, ledger::REFUNDS, reference, &line).await?;
         }
         "paid" => {
             let (from, to) = (ledger::REFUNDS, ledger::WITHDRAWALS);
-            ledger::move_between(tx, "refund_paid", from, to, amount.micros(), reference).await?;
-            record(tx, &refund, None).await?;
+            ledger::move_between(tx, "refund_paid", from, to, amount, Some(reference)).await?;
+            money::record(tx, &line, None).await?;
         }
         _ => {
             let (from, to) = (ledger::REFUNDS, ledger::UNMATCHED);
-            ledger::move_between(tx, "refund_dismissed", from, to, amount.micros(), reference).await?;
+            ledger::move_between(tx, "refund_dismissed", from, to, amount, Some(reference)).await?;
         }
     }
     Ok(refund)
-}
-
-/// The line of money that people read: credits of an agent, or what was sent back to the payer.
-async fn record(tx: &mut Tx, refund: &Refund, credited: Option<&AgentState>) -> Result<(), Error> {
-    let metadata: Map<String, Value> = [
-        ("protocol", Value::from("x402")),
-        ("resource", Value::from("refund")),
-        ("refundId", Value::from(refund.id.to_string())),
-        ("payer", Value::from(refund.payer.as_str())),
-        ("paidBy", Value::from(refund.tx_hash.as_str())),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into_iter()
-    .collect();
-    let line = Transaction {
-        id: TransactionId::from(otonix_sdk::clock::new_id()),
-        kind: if credited.is_some() { "credit" } else { "debit" }.to_owned(),
-        amount: refund.amount,
-        currency: "USDC".to_owned(),
-        description: Some(format!("refund: {}", refund.reason)),
-        status: "completed".to_owned(),
-        from_address: None,
-        to_address: credited.is_none().then(|| refund.payer.clone()),
-        tx_hash: refund.refund_tx_hash.clone().filter(|_| credited.is_none()),
-        metadata: Some(metadata.into()),
-        agent_id: credited.map(|state| state.id),
-        created_at: tx.at,
-    };
-    let owner = credited.map_or(Uuid::nil(), |state| state.owner.uuid());
-    Ok(transactions::insert(tx, &line, Reporter { owner, by_server: true }).await?)
 }
 
 /// What is needed to pay here.

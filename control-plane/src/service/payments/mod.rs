@@ -36,6 +36,7 @@ use crate::upstream::facilitator::Facilitator;
 
 pub mod book;
 pub mod budget;
+mod carried;
 pub mod desk;
 pub mod exact;
 pub mod goods;
@@ -258,6 +259,13 @@ impl Payments {
         }
     }
 
+    /// A payment of this payer cost gas, or a facilitator's patience, for nothing.
+    pub fn failed_by(&self, claim: &payments::Payment) {
+        if let Ok(payer) = claim.from.parse::<otonix_sdk::chain::EvmAddress>() {
+            self.budgets.failed_by(payer.bytes());
+        }
+    }
+
     fn until_ended(&self, id: Uuid) -> Arc<Waiting> {
         Arc::clone(&self.waiting.entry(id).or_default())
     }
@@ -354,11 +362,11 @@ async fn seen(app: &App, asked: &Asked, presented: &Presented) -> Result<Option<
     match presented {
         Presented::Order(proof) => {
             let Some(sold) = sold(app, order_id::hash_of(&proof.order_id)).await? else { return Ok(None) };
-            let hash: Option<Hash> = proof.tx_hash.parse().ok();
+            let hash = proof::hash_of(proof)?;
             if sold.binding != asked.binding {
                 return Err(used_elsewhere());
             }
-            if hash.map(|hash| hash.0) != Some(sold.tx_hash) {
+            if hash.0 != sold.tx_hash {
                 let detail = "this order was paid by another payment";
                 return Err(Error::conflict(ErrorCode::OrderAlreadyPaid, detail));
             }

@@ -113,6 +113,35 @@ pub async fn turn_in(tx: &mut Tx, row: &Receipt, back: bool) -> Result<bool, Err
     Ok(true)
 }
 
+/// The signed payment of a sale left the chain and came by another transaction: the receipt moves there, and what was
+/// taken back is given again. `false` when that was done before, or the other transfer has a use of its own.
+///
+/// # Errors
+/// Store errors.
+pub async fn rehome_in(tx: &mut Tx, row: &Receipt, arrived: &Arrived) -> Result<bool, Error> {
+    let mut place = arrived.row(&row.kind, row.agent, row.sale);
+    place.status.clone_from(&row.status);
+    let there = receipts::of_transaction(&mut tx.conn, place.chain, place.tx_hash).await?;
+    if let Some(other) = there.iter().find(|other| other.log_index == place.log_index) {
+        if !receipts::unbook(tx, other).await? {
+            return Ok(false);
+        }
+        if other.status != "reversed" {
+            let reference = Some(arrived.hash_text());
+            let (from, to) = (ledger::UNMATCHED, ledger::TREASURY);
+            ledger::move_between(tx, "matched", from, to, other.amount, reference).await?;
+        }
+    }
+    if !receipts::rehome(tx, row, &place).await? {
+        return Err(Error::internal("a receipt was changed by another"));
+    }
+    orders::set_transaction(tx, row.sale, place.tx_hash).await?;
+    if row.status == "reversed" {
+        return turn_in(tx, &place, false).await;
+    }
+    Ok(true)
+}
+
 /// What is still owed back of a payment that is gone is owed no more; what was given back already is borne here.
 async fn turn_refund(
     tx: &mut Tx,

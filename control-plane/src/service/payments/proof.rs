@@ -38,6 +38,18 @@ enum Tie {
     Wallet(Uuid),
 }
 
+fn malformed(field: &str, why: &str) -> Error {
+    Error::Malformed { code: ErrorCode::InvalidPayment, detail: format!("X-PAYMENT: `{field}` {why}") }
+}
+
+/// The transfer that a proof names.
+///
+/// # Errors
+/// 400 when it is no hash.
+pub fn hash_of(proof: &OrderProof) -> Result<Hash, Error> {
+    proof.tx_hash.parse().map_err(|_| malformed("txHash", "must be 0x and 64 hex digits"))
+}
+
 /// Takes the proof of an order.
 ///
 /// # Errors
@@ -49,14 +61,8 @@ pub async fn take(
     sale: &Sale,
     proof: &OrderProof,
 ) -> Result<Paid, Stop> {
-    let bad = |field: &str, why: &str| {
-        Stop::Error(Error::Malformed {
-            code: ErrorCode::InvalidPayment,
-            detail: format!("X-PAYMENT: `{field}` {why}"),
-        })
-    };
-    let hash: Hash = proof.tx_hash.parse().map_err(|_| bad("txHash", "must be 0x and 64 hex digits"))?;
-    let payer: EvmAddress = proof.payer.parse().map_err(|_| bad("payer", "must be an address"))?;
+    let hash = hash_of(proof)?;
+    let payer: EvmAddress = proof.payer.parse().map_err(|_| malformed("payer", "must be an address"))?;
     let Some(order) = parts.order(&proof.order_id) else {
         return Err(Refused::new(ErrorCode::PaymentMismatch, "this order is not known here").into());
     };
@@ -242,20 +248,23 @@ async fn tie(
         }
         return Err(not_proven("the signature is not the payer's over this order and this transaction"));
     }
-    if let Principal::Key(key) = asked.caller.principal {
-        let address = payer.to_string();
-        let found =
-            app.db.read(move |conn| Box::pin(async move { agents::by_proven_wallet(conn, &address).await }));
-        if let Some((agent, owner)) = found.await?
-            && asked.caller.owns(Some(owner), Some(agent))
-        {
-            return Ok(Tie::Wallet(key.id.uuid()));
-        }
+    if let Some(key) = key_of_payer(app, asked, &payer.to_string()).await? {
+        return Ok(Tie::Wallet(key));
     }
     Err(not_proven(
         "nothing ties this transfer to this order: let its calldata end with the SHA-256 of the order id, or send \
          the payer's signature, or ask with a key of the owner of the payer's proven wallet",
     ))
+}
+
+/// The request's key when its owner has proven the payer's wallet.
+pub(super) async fn key_of_payer(app: &App, asked: &Asked, payer: &str) -> Result<Option<Uuid>, Error> {
+    let Principal::Key(key) = asked.caller.principal else { return Ok(None) };
+    let address = payer.to_owned();
+    let found =
+        app.db.read(move |conn| Box::pin(async move { agents::by_proven_wallet(conn, &address).await }));
+    let owns = found.await?.is_some_and(|(agent, owner)| asked.caller.owns(Some(owner), Some(agent)));
+    Ok(owns.then(|| key.id.uuid()))
 }
 
 #[cfg(test)]

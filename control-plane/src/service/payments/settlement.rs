@@ -1,13 +1,13 @@
 //! The end of a claim: found on the chain and booked, or known never to come.
 //!
 //! The token takes each nonce of a payer once, so settling again can never move money twice. A claim ends `done` only
-//! by a transfer that the chain has, with the use of its nonce in the same transaction; it ends `failed` only when
-//! nothing that was sent can be carried out any more.
+//! by a transfer that the chain has, with the use of its nonce in the same transaction; it ends `failed` only when the
+//! chain itself, as deep as the amount needs, can carry it out no more. No other clock has a say.
 
 use std::time::Duration;
 
 use otonix_sdk::chain::usdc::{self, TransferAuthorization};
-use otonix_sdk::chain::{EvmAddress, Hash};
+use otonix_sdk::chain::{Block, EvmAddress, Hash};
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::money::MicroUsd;
 use otonix_sdk::wallet::{Gas, Signed, Wallet};
@@ -15,18 +15,15 @@ use otonix_sdk::wallet::{Gas, Signed, Wallet};
 use crate::app::App;
 use crate::error::Error;
 use crate::service::payments::book::{self, Arrived, SoldFor, signed};
-use crate::service::payments::goods::Goods;
+use crate::service::payments::goods::{self, Goods};
 use crate::service::payments::order_id::{self, Order};
 use crate::service::payments::{Payments, chain_away};
+use crate::store::agents;
 use crate::store::orders::Sold;
 use crate::store::payments::{self, Payment};
 use crate::store::writer::{Target, Tx};
-use crate::store::{agents, orders};
+use crate::treasury::Depth;
 use crate::upstream::chain::{MAX_FEE_CAP, Mined, SETTLE_GAS, Trouble};
-
-/// So long after its end a payment can be in no new block, by the chain's clock and by ours, seconds.
-const ENDED_BY_CHAIN_SECS: u64 = 12;
-const ENDED_BY_CLOCK_SECS: u64 = 60;
 
 /// What a look at the chain said of a claim.
 #[derive(Debug)]
@@ -35,6 +32,8 @@ pub enum Found {
     Settled(Box<Arrived>),
     /// Not yet; it may be.
     Open,
+    /// A transaction of ours failed on the chain; until its end the payment may still be carried out.
+    Reverted,
     /// It never will be, for this reason.
     Dead(&'static str),
 }
@@ -82,7 +81,7 @@ pub fn sign(
 
 /// Finds a claim's transfer in a transaction: the token notes the use of the payer's nonce and then moves the money, so
 /// that of several alike in one transaction each belongs to its own nonce.
-fn arrived_in(
+pub(super) fn arrived_in(
     chain: u64,
     asset: EvmAddress,
     payment: &TransferAuthorization,
@@ -119,16 +118,18 @@ pub async fn look(
         }
         reverted |= !mined.receipt.success;
     }
-    if reverted && !parts.chain.is_used(payment.from, payment.nonce).await? {
-        return Ok(Found::Dead("the chain refused the transfer"));
-    }
-    Ok(Found::Open)
+    Ok(if reverted { Found::Reverted } else { Found::Open })
 }
 
 async fn deep_enough(parts: &Payments, arrived: Arrived) -> Result<Found, Trouble> {
     let depth = parts.settings.confirmations.depth(arrived.amount);
     let deep = parts.chain.is_deep(arrived.block_number, depth).await?;
     Ok(if deep { Found::Settled(Box::new(arrived)) } else { Found::Open })
+}
+
+fn depth_of(parts: &Payments, payment: &TransferAuthorization) -> Depth {
+    let amount = goods::micros(payment.value).unwrap_or(MicroUsd::from_micros(i64::MAX));
+    parts.settings.confirmations.depth(amount)
 }
 
 /// Asks the token whether a claim was carried out by anyone, and whether it still can be.
@@ -139,28 +140,60 @@ pub async fn search(
     parts: &Payments,
     payment: &TransferAuthorization,
     from_block: u64,
-    now: u64,
 ) -> Result<Found, Trouble> {
-    // The head comes first: what it says of the time holds for the state that is asked for after it.
+    search_at(parts, payment, from_block, depth_of(parts, payment)).await
+}
+
+/// The same, and a claim is dead only where the chain can never change its mind.
+///
+/// # Errors
+/// [`Trouble`].
+pub async fn search_for_good(
+    parts: &Payments,
+    payment: &TransferAuthorization,
+    from_block: u64,
+) -> Result<Found, Trouble> {
+    search_at(parts, payment, from_block, Depth::Finalized).await
+}
+
+async fn search_at(
+    parts: &Payments,
+    payment: &TransferAuthorization,
+    from_block: u64,
+    depth: Depth,
+) -> Result<Found, Trouble> {
     let head = parts.chain.head(Duration::ZERO).await?;
     if !parts.chain.is_used(payment.from, payment.nonce).await? {
-        let by_chain = head.timestamp >= payment.valid_before.saturating_add(ENDED_BY_CHAIN_SECS);
-        let by_clock = now >= payment.valid_before.saturating_add(ENDED_BY_CLOCK_SECS);
-        return Ok(if by_chain || by_clock {
-            Found::Dead("it was not carried out in time")
-        } else {
-            Found::Open
-        });
+        return unused(parts, payment, depth, head).await;
     }
-    let Some(mined) = parts.chain.use_of(payment.from, payment.nonce, from_block).await? else {
-        // Used, but by no transaction that can be found: cancelled, or not shown yet.
-        let ended = head.timestamp >= payment.valid_before.saturating_add(ENDED_BY_CHAIN_SECS);
-        return Ok(if ended { Found::Dead("its nonce was cancelled") } else { Found::Open });
-    };
-    match arrived_in(parts.settings.chain_id, parts.settings.asset, payment, &mined) {
-        Some(arrived) => deep_enough(parts, arrived).await,
-        None => Ok(Found::Dead("its nonce was used for another transfer")),
+    if let Some(mined) = parts.chain.use_of(payment.from, payment.nonce, from_block).await? {
+        if let Some(arrived) = arrived_in(parts.settings.chain_id, parts.settings.asset, payment, &mined) {
+            return deep_enough(parts, arrived).await;
+        }
+        let deep = parts.chain.is_deep(mined.block.number, depth).await?;
+        return Ok(if deep { Found::Dead("its nonce was used for another transfer") } else { Found::Open });
     }
+    // A node that shows neither has not shown all there is.
+    match parts.chain.cancel_of(payment.from, payment.nonce, from_block).await? {
+        Some(block) if parts.chain.is_deep(block, depth).await? => {
+            Ok(Found::Dead("its nonce was cancelled by its payer"))
+        }
+        Some(_) | None => Ok(Found::Open),
+    }
+}
+
+/// An authorization that is not used ends with the first block that is past its end. What is unused by the head is
+/// unused by every block below it, and nodes forget the state of old blocks: so it is the head that is asked about.
+async fn unused(
+    parts: &Payments,
+    payment: &TransferAuthorization,
+    depth: Depth,
+    head: Block,
+) -> Result<Found, Trouble> {
+    let Some(deep) = parts.chain.deep_block(depth, head).await? else { return Ok(Found::Open) };
+    let ended = deep.timestamp >= payment.valid_before
+        && !parts.chain.is_used_by(payment.from, payment.nonce, head.number).await?;
+    Ok(if ended { Found::Dead("it was not carried out in time") } else { Found::Open })
 }
 
 /// Books a claim that was carried out. Safe to repeat.
@@ -211,19 +244,16 @@ async fn grant_in(
     spare: String,
     arrived: &Arrived,
 ) -> Result<Option<Sold>, Error> {
-    if let Some(agent) = sold.goods.agent() {
+    if let Some(agent) = sold.goods.agent().filter(|_| sold.goods.target() == Target::Alone) {
         agents::lock_state(tx, agent.uuid()).await?;
     }
-    let other = orders::sold(&mut tx.conn, sold.order_hash).await?;
-    if other.is_some_and(|other| other.tx_hash != arrived.tx_hash) {
+    // Whoever was faster has booked it.
+    let Some(other) = payments::done(tx, id).await? else { return Ok(None) };
+    if other.is_some_and(|other| other != arrived.tx_hash) {
         // Somebody paid the same order otherwise. This payer has paid too, and gets what was paid for.
         sold.order_hash = order_id::hash_of(&spare);
         sold.order_id = spare;
         payments::rename_order(tx, id, &sold.order_id, sold.order_hash).await?;
-    }
-    // Whoever was faster has booked it.
-    if !payments::end(tx, id, "done", None).await? {
-        return Ok(None);
     }
     book::sell_in(tx, &sold, arrived).await.map(Some)
 }
@@ -258,16 +288,13 @@ pub async fn fail(app: &App, parts: &Payments, payment: &Payment, why: &str) -> 
     app.writer
         .apply(Target::Shared, move |tx| {
             Box::pin(async move {
-                payments::end(tx, id, "failed", Some(&why)).await?;
+                payments::fail(tx, id, &why).await?;
                 Ok(())
             })
         })
         .await?;
     app.shared.metrics.payments_failed.inc();
-    if let Ok(payer) = payment.from.parse::<EvmAddress>() {
-        // It cost gas, or a facilitator's patience.
-        parts.budgets.failed_by(payer.bytes());
-    }
+    parts.failed_by(payment);
     parts.ended(payment.id, None);
     Ok(())
 }
@@ -278,7 +305,7 @@ pub async fn fail(app: &App, parts: &Payments, payment: &Payment, why: &str) -> 
 /// Store errors.
 pub async fn conclude(app: &App, parts: &Payments, payment: &Payment, found: Found) -> Result<bool, Error> {
     match found {
-        Found::Open => Ok(false),
+        Found::Open | Found::Reverted => Ok(false),
         Found::Settled(arrived) => grant(app, parts, payment, &arrived).await.map(|()| true),
         Found::Dead(why) => fail(app, parts, payment, why).await.map(|()| true),
     }

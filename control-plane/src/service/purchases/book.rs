@@ -85,6 +85,8 @@ pub fn row(tx: &Tx, wanted: &Wanted, held_in: &'static str, held: i64) -> Result
 /// Store errors; 404 when what it was to extend is gone.
 pub async fn deliver_in(tx: &mut Tx, before: &Purchase, brought: &Brought) -> Result<bool, Error> {
     let mut after = ended(tx, before, Status::Delivered);
+    // What was in the way before is none of its story any more.
+    (after.failure_code, after.failure) = (None, None);
     if let Some(id) = brought.vendor_id() {
         after.vendor_ref = Some(id);
     }

@@ -51,11 +51,12 @@ install_daemon() {
 }
 
 start_daemon() {
-    if [ -z "$root" ] && [ -d /run/systemd/system ]; then
-        cat >/etc/systemd/system/otonix-agent.service <<'UNIT'
+    local unit=$root/etc/systemd/system/otonix-agent.service
+    if [ -d "$root/run/systemd/system" ]; then
+        cat >"$unit" <<'UNIT'
 @UNIT@
 UNIT
-        chmod 0644 /etc/systemd/system/otonix-agent.service
+        chmod 0644 "$unit"
         systemctl daemon-reload
         systemctl enable --now otonix-agent
     else

@@ -31,6 +31,13 @@ fn convert(given: purchases::Contact) -> Contact {
     }
 }
 
+fn is_one_line(field: &str, text: &str) -> Result<(), Error> {
+    if text.chars().any(char::is_control) {
+        return Err(Error::invalid(field, "must not have control characters"));
+    }
+    Ok(())
+}
+
 /// Checks what every registry asks for.
 ///
 /// # Errors
@@ -49,6 +56,15 @@ pub fn check(contact: &purchases::Contact) -> Result<(), Error> {
         limits::check_text(field, text, 1..=255)?;
         if text.trim() != text {
             return Err(Error::invalid(field, "must not begin or end with a space"));
+        }
+        is_one_line(field, text)?;
+    }
+    for (field, text) in
+        [("contact.address2", &contact.address2), ("contact.companyName", &contact.company_name)]
+    {
+        if let Some(text) = text {
+            limits::check_text(field, text, 0..=255)?;
+            is_one_line(field, text)?;
         }
     }
     let digits = contact.phone.strip_prefix('+').unwrap_or("");

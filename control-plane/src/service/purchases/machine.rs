@@ -193,15 +193,15 @@ impl Progress {
             News::UnderWay | News::Silent if too_long => Next::Escalate,
             // The last look before another attempt has shown something: it is in doubt again.
             News::UnderWay if self.status == Status::Paid => stay(Status::Unknown, None, LOOK_EVERY),
-            News::UnderWay => stay(self.status, None, self.follow_wait(now)),
-            News::Silent => stay(self.status, self.absent_since, LOOK_EVERY),
+            News::UnderWay => stay(self.looked_for(), None, self.follow_wait(now)),
+            News::Silent => stay(self.looked_for(), self.absent_since, LOOK_EVERY),
             News::Absent => {
                 let since = self.absent_since.unwrap_or(now);
                 if now - since < ABSENT_FOR {
                     return if too_long {
                         Next::Escalate
                     } else {
-                        stay(self.status, Some(since), LOOK_EVERY)
+                        stay(self.looked_for(), Some(since), LOOK_EVERY)
                     };
                 }
                 if self.may_repeat && self.attempts < MAX_ATTEMPTS && !too_long {
@@ -210,6 +210,14 @@ impl Progress {
                     Next::Fail
                 }
             }
+        }
+    }
+
+    /// Where a purchase is that was looked for: an attempt whose sender died has ended without an answer too.
+    const fn looked_for(&self) -> Status {
+        match self.status {
+            Status::Executing if !self.has_order => Status::Unknown,
+            other => other,
         }
     }
 
@@ -283,6 +291,13 @@ mod tests {
             panic!("{first:?}")
         };
         assert_eq!(since, at(120));
+        // An attempt whose sender died is looked for like one that had no answer.
+        for news in [News::Absent, News::Silent, News::UnderWay] {
+            let next = executing().after(&news, at(120));
+            assert!(matches!(next, Next::Stay { status: Status::Unknown, .. }), "{next:?}");
+            let followed = Progress { has_order: true, ..executing() }.after(&news, at(120));
+            assert!(matches!(followed, Next::Stay { status: Status::Executing, .. }), "{followed:?}");
+        }
         one.absent_since = Some(since);
         // A look that was not answered neither counts nor begins anew.
         let silent = one.after(&News::Silent, at(400));

@@ -76,48 +76,78 @@ pub async fn give_back(
     }
     if let Some(mut state) = creditor(tx, &payer.address, payer.agent).await? {
         let agent = state.id;
-        state.funded = true;
-        let reference = Some(payer.sale.to_string());
-        let credited = MicroUsd::from_micros(amount);
-        ledger::move_credits(tx, &mut state, "refund", from, credited, reference).await?;
-        record(tx, &state, credited, payer, reason).await?;
+        let sale = payer.sale.to_string();
+        let line = Line {
+            amount: MicroUsd::from_micros(amount),
+            reason,
+            payer: &payer.address,
+            sent_by: None,
+            about: vec![("saleId", sale.as_str())],
+        };
+        credit(tx, &mut state, from, sale.clone(), &line).await?;
         receipts::reassign(tx, payer.sale, None, agent.uuid()).await?;
         return Ok(Back::Credited(agent));
     }
     owe(tx, from, amount, payer, whole, reason).await
 }
 
-/// The line of money that people read.
-async fn record(
+/// A refund as people read it in the record of money.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// How much.
+    pub amount: MicroUsd,
+    /// Why.
+    pub reason: &'a str,
+    /// Who had paid.
+    pub payer: &'a str,
+    /// The transaction that sent it back, when that is known.
+    pub sent_by: Option<&'a str>,
+    /// What it belongs to.
+    pub about: Vec<(&'static str, &'a str)>,
+}
+
+/// Money of a payment becomes credits of an agent, as if it had paid them.
+///
+/// # Errors
+/// Store errors.
+pub async fn credit(
     tx: &mut Tx,
-    state: &AgentState,
-    amount: MicroUsd,
-    payer: &Payer,
-    reason: &str,
+    state: &mut AgentState,
+    from: &'static str,
+    reference: String,
+    line: &Line<'_>,
 ) -> Result<(), Error> {
-    let metadata: Map<String, Value> = [
-        ("protocol".to_owned(), Value::from("x402")),
-        ("saleId".to_owned(), Value::from(payer.sale.to_string())),
-        ("payer".to_owned(), Value::from(payer.address.as_str())),
-    ]
-    .into_iter()
-    .collect();
+    state.funded = true;
+    ledger::move_credits(tx, state, "refund", from, line.amount, Some(reference)).await?;
+    record(tx, line, Some(state)).await
+}
+
+/// Writes the line: credits of an agent, or what was sent back to the payer.
+///
+/// # Errors
+/// Store errors.
+pub async fn record(tx: &mut Tx, line: &Line<'_>, credited: Option<&AgentState>) -> Result<(), Error> {
+    let metadata: Map<String, Value> = [("protocol", "x402"), ("payer", line.payer)]
+        .into_iter()
+        .chain(line.about.iter().copied())
+        .map(|(name, value)| (name.to_owned(), Value::from(value)))
+        .collect();
     let line = Transaction {
         id: TransactionId::from(otonix_sdk::clock::new_id()),
-        kind: "credit".to_owned(),
-        amount,
+        kind: if credited.is_some() { "credit" } else { "debit" }.to_owned(),
+        amount: line.amount,
         currency: "USDC".to_owned(),
-        description: Some(format!("refund: {reason}")),
+        description: Some(format!("refund: {}", line.reason)),
         status: "completed".to_owned(),
         from_address: None,
-        to_address: None,
-        tx_hash: None,
+        to_address: credited.is_none().then(|| line.payer.to_owned()),
+        tx_hash: line.sent_by.filter(|_| credited.is_none()).map(str::to_owned),
         metadata: Some(metadata.into()),
-        agent_id: Some(state.id),
+        agent_id: credited.map(|state| state.id),
         created_at: tx.at,
     };
-    let reporter = Reporter { owner: state.owner.uuid(), by_server: true };
-    Ok(transactions::insert(tx, &line, reporter).await?)
+    let owner = credited.map_or(Uuid::nil(), |state| state.owner.uuid());
+    Ok(transactions::insert(tx, &line, Reporter { owner, by_server: true }).await?)
 }
 
 /// Notes a refund as due, for money that is on an account of ours. `whole`: it is all that the payment brought.
@@ -212,7 +242,8 @@ pub async fn release(tx: &mut Tx, purchase: &Purchase, reason: &str) -> Result<B
         return give_back(tx, from, purchase.held, &payer, whole, reason).await;
     }
     // The payment has left the chain meanwhile, and whoever made up for it then gets that back.
-    match agents::lock_state(tx, purchase.agent).await? {
+    let made_up = receipts::of_sale(&mut tx.conn, sale).await?.map_or(Uuid::nil(), |row| row.agent);
+    match agents::lock_state(tx, made_up).await? {
         Some(mut state) => {
             ledger::move_credits(tx, &mut state, "refund", from, amount, reference).await?;
             Ok(Back::Credited(state.id))

@@ -73,14 +73,18 @@ async fn give_again(tx: &mut Tx, row: &Receipt, purchase: &Purchase) -> Result<(
     if purchase.status != Status::Failed.as_str() {
         let status = if purchase.status == Status::Delivered.as_str() { "delivered" } else { "pending" };
         orders::mark(tx, row.sale, status).await?;
+        // What was owed back of it is owed again; the rest goes to whoever made up for it.
+        let owed = refunds::restore_of_sale(tx, row.sale).await?.min(row.amount);
+        let (treasury, rest) = (ledger::TREASURY, row.amount - owed);
+        ledger::move_between(tx, "restored", treasury, ledger::REFUNDS, owed, reference.clone()).await?;
         match agents::lock_state(tx, row.agent).await? {
-            Some(mut state) => {
-                let amount = MicroUsd::from_micros(row.amount);
-                ledger::move_credits(tx, &mut state, "restored", ledger::TREASURY, amount, reference).await?;
+            Some(mut state) if rest > 0 => {
+                let amount = MicroUsd::from_micros(rest);
+                ledger::move_credits(tx, &mut state, "restored", treasury, amount, reference).await?;
             }
+            Some(_) => {}
             None => {
-                let (from, to) = (ledger::TREASURY, ledger::REVERSALS);
-                ledger::move_between(tx, "restored", from, to, row.amount, reference).await?;
+                ledger::move_between(tx, "restored", treasury, ledger::REVERSALS, rest, reference).await?;
             }
         }
         return Ok(());

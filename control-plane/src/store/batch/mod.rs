@@ -379,6 +379,7 @@ async fn write(tx: &mut Tx, work: &mut Work) -> Result<(), StoreError> {
         changes.push(*state);
     }
     actions::insert(tx, &tier_actions).await?;
+    tx.counts.tier_changes += tier_actions.len() as u64;
     ledger::insert(tx, &transfers).await?;
     let spent: i64 = transfers.iter().map(|transfer| transfer.amount).sum();
     if spent > 0 {

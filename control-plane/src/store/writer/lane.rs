@@ -15,6 +15,7 @@ use super::job::{Item, Queued, Verdict};
 use super::{OnCommit, Target, Tx};
 use crate::store::agents;
 use crate::store::batch::{self, BatchItem};
+use crate::store::counters::{self, Counts};
 use crate::store::{Conn, Db, StoreError};
 
 /// Items of one transaction.
@@ -237,8 +238,10 @@ impl Lane {
             shard: self.shard,
             thresholds: self.thresholds,
             repeats,
+            locked: Vec::new(),
             changed: Vec::new(),
             notices: Vec::new(),
+            counts: Counts::default(),
         };
         let peers = self.hook.has_peers();
         let work = transaction(&mut tx, batch, jobs, peers);
@@ -264,14 +267,15 @@ async fn transaction(
 ) -> Result<usize, StoreError> {
     let until = Instant::now() + GROUP_TIME;
     let ids = known_agents(batch, jobs);
+    let alone = batch.is_empty() && jobs.len() == 1;
     if tx.conn.is_postgres() && !jobs.is_empty() && !ids.is_empty() {
-        agents::lock_states(tx, &ids).await?;
+        let locked = agents::lock_states(tx, &ids).await?;
+        tx.locked = if alone { locked } else { Vec::new() };
     }
     if !batch.is_empty() {
         batch::store(tx, batch).await?;
     }
     tx.repeats = true;
-    let alone = batch.is_empty() && jobs.len() == 1;
     let mut ran = 0;
     // What the next job needs so that it can be undone by itself.
     let mut savepoint = Some("SAVEPOINT job");
@@ -279,7 +283,7 @@ async fn transaction(
         if ran > 0 && Instant::now() >= until {
             break;
         }
-        let (changed, notices) = (tx.changed.len(), tx.notices.len());
+        let (changed, notices, counts) = (tx.changed.len(), tx.notices.len(), tx.counts);
         if let Some(sql) = savepoint.filter(|_| !alone) {
             tx.conn.run_raw(sql).await?;
         }
@@ -289,6 +293,7 @@ async fn transaction(
             Verdict::Undo => {
                 tx.changed.truncate(changed);
                 tx.notices.truncate(notices);
+                tx.counts = counts;
                 if alone {
                     tx.conn.run_raw("ROLLBACK").await?;
                     return Ok(ran);
@@ -303,6 +308,7 @@ async fn transaction(
     if peers {
         crate::store::replicas::notify(tx).await?;
     }
+    counters::add(tx).await?;
     tx.conn.run_raw("COMMIT").await?;
     Ok(ran)
 }

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::store::agents::AgentState;
 use crate::store::batch::{BatchItem, EventsItem, HelloItem};
+use crate::store::counters::Counts;
 use crate::store::idempotency::{Idem, StoredAnswer};
 use crate::store::{Conn, Db, StoreError};
 
@@ -64,10 +65,14 @@ pub struct Tx {
     /// Whether an event that is there already is looked for. A batch is first tried without: repeats are rare, and
     /// the search costs as much as the insertion.
     pub repeats: bool,
+    /// Agents as the lane locked them for the one job of this transaction, each until it is asked for.
+    pub locked: Vec<AgentState>,
     /// Agents as they are after the commit.
     pub changed: Vec<AgentState>,
     /// What else to tell.
     pub notices: Vec<Notice>,
+    /// What it adds to the counters.
+    pub counts: Counts,
 }
 
 /// Hears of every commit.

@@ -146,6 +146,32 @@ impl Default for Cherry {
 }
 
 impl Cherry {
+    /// A server that was bought before the test began.
+    pub fn put(&mut self, id: u64, plan: &str, address: &str) {
+        let machine = Machine {
+            id,
+            project: PROJECT,
+            plan: plan.to_owned(),
+            region: REGIONS[0].1.to_owned(),
+            image: IMAGES[0].2.to_owned(),
+            hostname: format!("server-{id}"),
+            cycle: "monthly".to_owned(),
+            password: format!("invented-Passw0rd{id}x"),
+            tags: BTreeMap::new(),
+            user_data: None,
+            created_at: Utc::now(),
+            deleted_at: None,
+            address: address.to_owned(),
+            powered: true,
+            is_rescued: false,
+            reboots: 0,
+            rebuilds: 0,
+            looks: 0,
+            fails: false,
+        };
+        self.machines.insert(id, machine);
+    }
+
     /// How many servers were bought with a tag of this value.
     pub fn bought(&self, tag: &str) -> Bought {
         let with_tag =

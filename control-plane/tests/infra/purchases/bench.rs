@@ -1,51 +1,44 @@
 //! A server's library with both vendors in memory and a clock that the test moves.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use clap::Parser as _;
-use otonix_control_plane::app::{App, Outside};
-use otonix_control_plane::auth::{Caller, Mode, Principal, hash_secret};
-use otonix_control_plane::config::Cli;
+use otonix_control_plane::app::Outside;
+use otonix_control_plane::auth::Caller;
 use otonix_control_plane::error::Error;
 use otonix_control_plane::service::payments::book::{self, Arrived, SoldFor};
 use otonix_control_plane::service::payments::goods::Goods;
 use otonix_control_plane::service::payments::order_id::hash_of;
 use otonix_control_plane::service::purchases::item::{DomainItem, Item, Private, ServerItem};
-use otonix_control_plane::service::{agents, keys};
-use otonix_control_plane::store::audit;
+use otonix_control_plane::store::list::{self, Query};
 use otonix_control_plane::store::orders::{self, Sold};
 use otonix_control_plane::store::purchases::{self, Purchase};
-use otonix_control_plane::store::writer::Written;
-use otonix_control_plane::store::{Db, migrate};
 use otonix_control_plane::worker::purchases as worker;
-use otonix_sdk::api::agents::{Grant, RegisterAgent};
-use otonix_sdk::api::keys::GenerateKey;
 use otonix_sdk::api::purchases::Contact;
 use otonix_sdk::chain::EvmAddress;
 use otonix_sdk::clock::TestClock;
 use otonix_sdk::ids::AgentId;
-use otonix_sdk::money::{Amount, MicroUsd};
-use otonix_sdk::prices::PriceTable;
+use otonix_sdk::money::MicroUsd;
 use serde_json::Value;
-use tempfile::TempDir;
-use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::shelf::Shelf;
+use crate::seat::{Place, Seat};
 use crate::support::Store;
-use crate::support::database::{Database, execute};
+use crate::support::database::execute;
 
-/// An app, its clock and its vendors.
+/// A seat and its vendors.
 pub struct Bench {
-    pub app: Arc<App>,
-    pub clock: TestClock,
+    seat: Seat,
     pub shelf: Shelf,
-    url: String,
-    dir: Arc<TempDir>,
-    database: Database,
+}
+
+impl std::ops::Deref for Bench {
+    type Target = Seat;
+
+    fn deref(&self) -> &Seat {
+        &self.seat
+    }
 }
 
 pub fn contact() -> Contact {
@@ -100,38 +93,27 @@ pub fn server(hostname: &str) -> Item {
 pub const DOMAIN: i64 = 11_250_000;
 pub const SERVER: i64 = 435_600;
 
-fn fresh<T>(written: Written<T>) -> T {
-    match written {
-        Written::Fresh(done) => done,
-        Written::Replayed(_) => panic!("a repeat without a key"),
-    }
-}
-
 fn start() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).expect("a time")
 }
 
 impl Bench {
     pub async fn open(store: Store) -> Self {
-        let dir = Arc::new(tempfile::tempdir().expect("a directory"));
-        let database = Database::fresh(store).await;
-        let url = database.url(None);
-        let url = url.unwrap_or_else(|| format!("sqlite://{}", dir.path().join("otonix.db").display()));
         let clock = TestClock::at(start());
         let shelf = Shelf::new(&clock);
-        Self::on(url, dir, database, clock, shelf).await
+        Self::on(Place::fresh(store).await, clock, shelf).await
     }
 
     /// The same server after it was killed, or a replica: on the same database, with the same vendors.
     pub async fn again(&self) -> Self {
+        self.stop().await;
         self.lease_is_free().await;
         self.beside(self.clock.clone()).await
     }
 
     /// A replica with a clock of its own; the lease is where it was.
     pub async fn beside(&self, clock: TestClock) -> Self {
-        let (dir, database) = (Arc::clone(&self.dir), self.database.clone());
-        Self::on(self.url.clone(), dir, database, clock, self.shelf.clone()).await
+        Self::on(self.place.clone(), clock, self.shelf.clone()).await
     }
 
     /// The lease is anyone's.
@@ -141,22 +123,13 @@ impl Bench {
 
     /// Runs a statement beside the server.
     pub async fn sql(&self, statement: &str) -> u64 {
-        execute(&self.url, statement).await
+        execute(&self.place.url, statement).await
     }
 
-    async fn on(url: String, dir: Arc<TempDir>, database: Database, clock: TestClock, shelf: Shelf) -> Self {
-        let data_dir = dir.path().display().to_string();
-        let cli =
-            Cli::try_parse_from(["test", "--data-dir", &data_dir, "--database", &url]).expect("arguments");
-        let settings = cli.options.settings().expect("settings");
-        let db = Db::connect(&url).await.expect("it opens");
-        migrate::migrate(&db).await.expect("it is brought up to date");
-        let tracker = TaskTracker::new();
+    async fn on(place: Place, clock: TestClock, shelf: Shelf) -> Self {
         let outside = Outside { vendors: shelf.vendors(), registrant: Some(contact()), ..Outside::default() };
-        let moved = Arc::new(clock.clone());
-        let operator = hash_secret("operator");
-        let app = App::new(settings, PriceTable::default(), db, moved, operator, outside, &tracker);
-        Self { app, clock, shelf, url, dir, database }
+        let seat = Seat::open(place, clock, &[], Some(outside)).await;
+        Self { seat, shelf }
     }
 
     pub fn pass(&self, secs: i64) {
@@ -164,39 +137,22 @@ impl Bench {
     }
 
     pub fn operator() -> Caller {
-        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Caller { principal: Principal::Operator, mode: Mode::Guarded, ip }
-    }
-
-    /// A new owner, as the holder of its key.
-    pub async fn owner(&self) -> Caller {
-        let body = GenerateKey { name: "k".to_owned(), owner_wallet: None, owner_id: None };
-        let made = keys::generate(&self.app, &Self::operator(), body, None).await.expect("a key");
-        let secret = fresh(made).key.expect("shown once");
-        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let key = self.app.shared.keys.lookup(&self.app.db, &secret, ip).await.expect("it is known");
-        Caller { principal: Principal::Key(key), mode: Mode::Guarded, ip }
+        Seat::operator()
     }
 
     /// An agent of an owner, and the address of the wallet that was made for it.
     pub async fn agent(&self, owner: &Caller, name: &str) -> (AgentId, EvmAddress) {
-        let body: RegisterAgent =
-            serde_json::from_value(serde_json::json!({ "name": name })).expect("a registration");
-        let made = agents::register(&self.app, owner, body, None).await.expect("it is registered");
-        let agent = fresh(made).agent;
+        let agent = self.register(owner, name).await;
         let wallet = agent.wallet_address.expect("one was made").parse().expect("an address");
         (agent.id, wallet)
     }
 
     pub async fn grant(&self, agent: AgentId, micros: i64) {
-        let amount = Amount::new(MicroUsd::from_micros(micros)).expect("an amount");
-        let body = Grant { amount, reason: "test".to_owned() };
-        agents::grant(&self.app, &Self::operator(), agent, body, None).await.expect("it is granted");
+        self.grant_micros(agent, micros).await;
     }
 
     pub async fn credits(&self, agent: AgentId) -> i64 {
-        let shown = agents::agent(&self.app, &Self::operator(), agent).await.expect("it is there");
-        shown.credits.micros()
+        self.look(agent).await.credits.micros()
     }
 
     /// A payment of `amount` micro-USDC for something that costs `price`.
@@ -242,6 +198,17 @@ impl Bench {
         }
     }
 
+    /// Lets time pass until a purchase has ended, at most so long, and then some more in longer steps.
+    pub async fn live_out(&self, id: Uuid, secs: i64, step: i64) {
+        for _ in 0..(secs / step) {
+            self.live(step, step).await;
+            if matches!(self.by_id(id).await.status.as_str(), "delivered" | "failed") {
+                break;
+            }
+        }
+        self.live(600, 120).await;
+    }
+
     pub async fn purchase(&self, sale: Uuid) -> Purchase {
         let found =
             self.app.db.read(move |conn| Box::pin(async move { purchases::of_sale(conn, sale).await })).await;
@@ -269,12 +236,12 @@ impl Bench {
         found.expect("it can be read").expect("there is one").status
     }
 
-    /// The books hold.
-    pub async fn audit(&self) -> audit::Books {
-        let mut conn = self.app.db.dedicated().await.expect("a connection");
-        let books = audit::books(&mut conn).await.expect("they can be read");
-        assert_eq!(books.differences(), Vec::<String>::new());
-        books
+    /// What the refunds that are due come to.
+    pub async fn due(&self) -> i64 {
+        let query = Query { limit: 100, ..Query::default() };
+        let page = self.app.db.read(move |conn| Box::pin(async move { list::refunds(conn, &query).await }));
+        let rows = page.await.expect("they can be read").rows;
+        rows.iter().filter(|refund| refund.status == "due").map(|refund| refund.amount.micros()).sum()
     }
 
     pub async fn account(&self, name: &str) -> i64 {

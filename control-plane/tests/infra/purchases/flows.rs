@@ -77,7 +77,8 @@ async fn a_lost_answer_is_found_by_a_look_and_never_sent_again(store: Store) {
     bench.live(119, 7).await;
     assert_eq!(bench.shelf.world.lock().looks, looks, "nobody looks before the request must have arrived");
     bench.live(14, 7).await;
-    assert_eq!(bench.purchase(sold.id).await.status, "delivered");
+    let found = bench.purchase(sold.id).await;
+    assert_eq!((found.status.as_str(), found.failure_code, found.failure), ("delivered", None, None));
     assert_eq!(bench.shelf.bought(NAME), 1);
     bench.audit().await;
 }

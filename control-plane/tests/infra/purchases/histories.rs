@@ -101,7 +101,7 @@ async fn a_worker_killed_at_any_call_buys_once_or_gives_the_money_back(store: St
             }
             kills[usize::from(acted)] += 1;
             let bench = bench.again().await;
-            bench.live(1800, 20).await;
+            bench.live_out(id, 1800, 20).await;
             let purchase = bench.by_id(id).await;
             let bought = bench.shelf.bought(&count);
             let place = format!("{what:?} killed at call {at}, acted {acted}: {purchase:?}");

@@ -2,24 +2,17 @@
 //! of a purchase, with a vendor that answers late, acts late, loses the answer, or never hears it. What is left is
 //! finished by the same workers under a moved clock, and whoever paid gets the one answer.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
-use clap::Parser as _;
-use otonix_control_plane::app::{App, Outside};
-use otonix_control_plane::auth::hash_secret;
-use otonix_control_plane::config::Cli;
-use otonix_control_plane::store::Db;
 use otonix_control_plane::worker::purchases as worker;
 use otonix_sdk::clock::TestClock;
-use otonix_sdk::prices::PriceTable;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio_util::task::TaskTracker;
 
 use crate::fake::Fake;
 use crate::fake::switches::How;
+use crate::seat::{Place, Seat};
 use crate::shop::{Quote, Shop};
 use crate::support::poll::until_true;
 use crate::support::{Agent, Call, Store, on_each_store};
@@ -127,19 +120,9 @@ impl Market {
     /// The same workers on the same database, under a clock that goes on by itself.
     pub async fn finish(&self) {
         self.shop.server.sql("UPDATE leases SET expires_at = '1970-01-01 00:00:00+00:00'").await;
-        let url = self.shop.server.database_url();
-        let dir = self.shop.server.data_dir().display().to_string();
-        let mut args = vec!["test", "--data-dir", &dir, "--database", &url];
-        args.extend(self.options.iter().flat_map(|(flag, value)| [*flag, value.as_str()]));
-        let settings = Cli::try_parse_from(args).expect("arguments").options.settings().expect("settings");
-        let vendors = settings.vendors.connect().expect("clients");
-        let db = Db::connect(&url).await.expect("it opens");
-        let clock = TestClock::at(Utc::now());
-        let outside = Outside { vendors, ..Outside::default() };
-        let tracker = TaskTracker::new();
-        let operator = hash_secret("operator");
-        let moved = Arc::new(clock.clone());
-        let app = App::new(settings, PriceTable::default(), db, moved, operator, outside, &tracker);
+        let options: Vec<_> = self.options.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
+        let place = Place::of(self.shop.server.database_url());
+        let Seat { app, clock, .. } = Seat::open(place, TestClock::at(Utc::now()), &options, None).await;
         for _ in 0..80 {
             while worker::run_once(&app).await.expect("a pass") > 0 {}
             clock.advance(TimeDelta::seconds(30));

@@ -101,9 +101,15 @@ async fn a_contact_is_asked_for_before_any_payment(store: Store) {
     let market = Market::open(store).await;
     let ask = |body: Value| market.shop.server.post("/api/vercel/register").json(body);
     ask(json!({ "domain": "free.com" })).await.refused(400, "contact_required");
-    for (field, value) in
-        [("phone", "12345"), ("country", "lt"), ("email", "nobody"), ("city", ""), ("firstName", " Ada")]
-    {
+    for (field, value) in [
+        ("phone", "12345"),
+        ("country", "lt"),
+        ("email", "nobody"),
+        ("city", ""),
+        ("city", "a\r\nb"),
+        ("companyName", "a\0"),
+        ("firstName", " Ada"),
+    ] {
         let mut contact = contact();
         contact[field] = json!(value);
         let answer = ask(json!({ "domain": "free.com", "contact": contact })).await;

@@ -55,7 +55,12 @@ async fn the_catalogue_is_shown_in_usdc_and_kept(store: Store) {
         (fake.count("listTeamPlans"), fake.count("listRegions"), fake.count("listPlanImages")),
         (1, 1, 1)
     );
-    server.get("/api/cherry/images").await.bad_field("plan");
+    // Without a plan: of one of each type, each image once.
+    let slugs = server.get("/api/cherry/images").await.list();
+    assert_eq!(slugs.len(), 3);
+    assert_eq!(fake.count("listPlanImages"), 2);
+    server.get("/api/cherry/images?plan=none").await.refused(404, "not_found");
+    server.get("/api/cherry/images?plan=").await.bad_field("plan");
     let teams = server.as_operator("GET", "/api/cherry/teams").await.list();
     assert_eq!(teams[0]["remaining"], "412.5");
     let projects = server.as_operator("GET", "/api/cherry/projects/123").await.list();

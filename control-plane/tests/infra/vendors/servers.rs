@@ -1,5 +1,7 @@
 //! The client of the seller of servers against the fake.
 
+use otonix_control_plane::upstream::cherry::Cherry;
+use otonix_control_plane::upstream::http::vendor_url;
 use otonix_control_plane::upstream::providers::{
     ComputeProvider as _, Currency, Cycle, Refusal, ServerAction, ServerStatus,
 };
@@ -11,6 +13,17 @@ use crate::fake::cherry::PROJECT;
 use crate::fake::switches::How;
 
 const PLAN: &str = "B1-1-1gb-20s-shared";
+
+#[tokio::test]
+async fn the_only_team_of_a_token_is_billed() {
+    let fake = Fake::start();
+    for project in [None, Some(PROJECT), Some(999)] {
+        let url = vendor_url(&fake.url()).expect("an address on this machine");
+        let cherry = Cherry::new(url, Secret::from(fake.token()), None, project).expect("a client");
+        assert_eq!(cherry.plans().await.expect("plans").len(), 2, "{project:?}");
+    }
+    assert!(fake.violations().is_empty(), "{:?}", fake.violations());
+}
 
 #[tokio::test]
 async fn a_server_is_bought_found_by_its_tag_and_ended() {
