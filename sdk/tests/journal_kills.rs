@@ -77,7 +77,7 @@ fn come_to(dir: &Path) -> (usize, usize) {
 #[test]
 #[expect(clippy::print_stdout, reason = "how far the other process came is told")]
 fn a_journal_killed_at_any_write_has_all_that_was_told_and_no_more_than_one_step_beyond() {
-    const NAME: &str = "pay::book::tests::a_journal_killed_at_any_write_has_all_that_was_told_and_no_more_than_one_step_beyond";
+    const NAME: &str = "a_journal_killed_at_any_write_has_all_that_was_told_and_no_more_than_one_step_beyond";
     const STEPS: [(usize, usize); 7] = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 0), (3, 1), (3, 1)];
     if let Some(dir) = std::env::var_os("OTONIX_TEST_LIFE") {
         return live(Path::new(&dir), || println!("told"));

@@ -42,7 +42,7 @@ impl Missing {
             let reader = Reader { missing: Arc::clone(self), at_work: true };
             tokio::spawn(reader.run(Arc::clone(slots), db.clone()));
         }
-        answer.await.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed)))
+        answer.await.unwrap_or(Err(StoreError::unanswered()))
     }
 
     /// The next that wait; when there are none, the reader is done.

@@ -98,6 +98,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whoever was to answer is gone.
+    pub fn unanswered() -> Self {
+        Self::Unavailable(sqlx::Error::WorkerCrashed)
+    }
+
     /// The same for another waiter of the same transaction.
     pub fn again(&self) -> Self {
         match self {

@@ -490,11 +490,11 @@ async fn ask_chain(
     let Err(why) = parts.chain.simulate(transfer, &checked.signature, by_contract).await? else {
         return Ok(Standing::Possible);
     };
+    // It may have been claimed before, or by a parallel request meanwhile: the claim tells.
+    if claim_of(app, parts, transfer).await?.is_some() {
+        return Ok(Standing::CarriedOut);
+    }
     if parts.chain.is_used(transfer.from, transfer.nonce).await? {
-        // A parallel request may have claimed it meanwhile: the claim tells.
-        if claim_of(app, parts, transfer).await?.is_some() {
-            return Ok(Standing::CarriedOut);
-        }
         let from_block = ready.head.number.saturating_sub(LOOK_BACK);
         if let Some(mined) = parts.chain.use_of(transfer.from, transfer.nonce, from_block).await?
             && let Some(arrived) = arrived_in(parts.settings.chain_id, parts.settings.asset, transfer, &mined)

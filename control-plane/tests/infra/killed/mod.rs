@@ -78,7 +78,10 @@ impl Scene {
         server.kill();
         let options: Vec<_> = options.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
         let town = Town::beside(server.database_url(), &options).await;
-        Self { server, town, fake, clock, store }
+        let scene = Self { server, town, fake, clock, store };
+        // The program had a moment to take some.
+        scene.expire_leases().await;
+        scene
     }
 
     /// Those of some points that there are on this store.
