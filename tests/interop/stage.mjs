@@ -104,11 +104,12 @@ export async function stage(options) {
 /** What an order's transfer carries after its arguments. */
 export const orderSuffix = orderId => createHash('sha256').update(orderId).digest('hex')
 
+let nextPort = 10_000 + Math.floor(Math.random() * 20_000)
+/** A port for a program that comes back on it: below the range from which the kernel serves whoever asks for any. */
 const freePort = () => new Promise(done => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-        const { port } = server.address()
-        server.close(() => done(port))
-    })
+    const port = nextPort++
+    const server = createServer().listen(port, '127.0.0.1', () => server.close(() => done(port)))
+    server.on('error', () => done(freePort()))
 })
 
 /** An environment without any setting of ours. */

@@ -1,6 +1,8 @@
 //! Real daemons for tests: the binary, its state directory, its socket.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test crate uses its own part of it")]
 
+#[path = "../../../tests/port.rs"]
+pub mod port;
 pub mod server;
 
 use std::fs;

@@ -56,7 +56,7 @@ impl Server {
         let dir = tempfile::tempdir().expect("a directory");
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let mut server = Self { dir, child: None, address: "127.0.0.1:0".to_owned(), flags, variables };
+        let mut server = Self { dir, child: None, address: super::port::address(), flags, variables };
         server.again();
         server
     }

@@ -6,8 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +20,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
+
+use super::port;
 
 /// Where a test keeps its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +75,15 @@ impl Cluster {
             .output()
             .expect("initdb runs");
         assert!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
-        let cluster =
-            Self { programs, port: free_port(), dir, durability, user, postgres: Mutex::new(None), watchdog };
+        let cluster = Self {
+            programs,
+            port: port::lasting(),
+            dir,
+            durability,
+            user,
+            postgres: Mutex::new(None),
+            watchdog,
+        };
         cluster.run();
         cluster
     }
@@ -327,13 +335,6 @@ fn watchdog(dir: &Path, user: Option<(u32, u32)>) -> Child {
         .process_group(0)
         .spawn()
         .expect("there is a shell")
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .map(|addr| addr.port())
-        .unwrap_or_else(|why: io::Error| panic!("no free port: {why}"))
 }
 
 /// Runs a statement on a database, beside whoever uses it; tells how many rows it changed.

@@ -6,6 +6,8 @@ pub mod database;
 pub mod http;
 pub mod link;
 pub mod poll;
+#[path = "../../../tests/port.rs"]
+pub mod port;
 pub mod server;
 
 pub use calls::{Agent, Key};

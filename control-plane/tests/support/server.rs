@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use super::database::{self, Database, Store};
 use super::http::Call;
+use super::port;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_otonix-control-plane");
@@ -111,7 +112,7 @@ impl Server {
             via: None,
             args: Vec::new(),
             env: Vec::new(),
-            listen: "127.0.0.1:0".to_owned(),
+            listen: port::address(),
             dir: None,
             operator: None,
         }
@@ -126,7 +127,7 @@ impl Server {
     pub async fn replica_via(&self, addr: Option<SocketAddr>) -> Self {
         let mut options = self.options.clone().via(addr);
         options.operator = Some(self.operator.clone());
-        "127.0.0.1:0".clone_into(&mut options.listen);
+        options.listen = port::address();
         options.dir = None;
         options.start().await
     }

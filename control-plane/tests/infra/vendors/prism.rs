@@ -1,7 +1,7 @@
 //! Prism, a stock mock server, answering from the vendors' documents; and a wire between client and mock that asks for
 //! a given answer to one operation and listens for violations.
 
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::fake::schema::Document;
+use crate::support::port;
 
 const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vendors");
 /// Longest that a start may take on a busy machine.
@@ -28,9 +29,7 @@ impl Prism {
     pub async fn start(document: &str) -> Self {
         let done = Command::new(Path::new(HERE).join("setup")).stdin(Stdio::null()).status();
         assert!(done.expect("tests/vendors/setup").success(), "Prism cannot be installed");
-        let free = StdListener::bind("127.0.0.1:0").expect("a port");
-        let addr = free.local_addr().expect("a port");
-        drop(free);
+        let addr = SocketAddr::from(([127, 0, 0, 1], port::lasting()));
         let program = Command::new("node")
             .arg(Path::new(HERE).join("node_modules/@stoplight/prism-cli/dist/index.js"))
             .args(["mock", "-h", "127.0.0.1", "-p", &addr.port().to_string(), "--errors"])
@@ -48,6 +47,10 @@ impl Prism {
             assert!(prism.program.try_wait().expect("a child").is_none(), "Prism has ended");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        assert!(
+            prism.program.try_wait().expect("a child").is_none(),
+            "something else listens at Prism's port"
+        );
         prism
     }
 }
@@ -138,7 +141,13 @@ async fn carry(
     }
     lines.retain(|line| !line.to_ascii_lowercase().starts_with("connection:"));
     lines.push("Connection: close".to_owned());
-    let mut mock = TcpStream::connect(to).await.expect("the mock listens");
+    let Ok(mut mock) = TcpStream::connect(to).await else {
+        heard.lock().violations.push(format!("{what}: the mock is gone"));
+        let _ = from
+            .write_all(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+            .await;
+        return;
+    };
     let request = [format!("{}\r\n\r\n", lines.join("\r\n")).into_bytes(), body].concat();
     mock.write_all(&request).await.expect("the mock listens");
     let mut answer = Vec::new();
