@@ -4,7 +4,7 @@ use otonix_sdk::clock::{Clock as _, SystemClock};
 
 use super::Findings;
 use crate::config::Settings;
-use crate::upstream::providers::{ComputeProvider, Currency, Plan, VendorError};
+use crate::upstream::providers::{ComputeProvider, Currency, Plan, Registrar};
 use crate::upstream::vendors::VendorSettings;
 
 /// Which accounts are configured, in a line.
@@ -28,45 +28,67 @@ pub async fn look(settings: &Settings, findings: &mut Findings) {
         }
     };
     if let Some(registrar) = &vendors.registrar {
-        match registrar.domains().await {
-            Ok(domains) => {
-                findings.good(format!("Vercel answers; {} domains are in the account", domains.len()));
-            }
-            Err(why) => {
-                findings.bad(format!("Vercel: {why}: check vercel-token, vercel-team and vercel-url"));
-            }
-        }
+        vercel(registrar.as_ref(), findings).await;
     }
     if let Some(compute) = &vendors.compute {
-        match compute.plans().await {
-            Ok(plans) => {
-                findings.good(format!("Cherry Servers answers; {} plans are sold", plans.len()));
-                rate(settings, &plans, findings);
-            }
-            Err(why) => findings.bad(format!(
-                "Cherry Servers: {why}: check cherry-token, cherry-team, cherry-project and cherry-url"
-            )),
-        }
-        match vendors.project {
-            None => findings.bad("no server can be bought: set cherry-project"),
-            Some(wanted) => match has_project(compute.as_ref(), wanted).await {
-                Ok(true) => {}
-                Ok(false) => findings.bad(format!(
-                    "no team of the Cherry Servers token has the project {wanted}: correct cherry-project"
-                )),
-                Err(why) => findings.bad(format!("Cherry Servers does not tell its projects: {why}")),
-            },
-        }
+        cherry(compute.as_ref(), settings, vendors.project, findings).await;
     }
 }
 
-async fn has_project(compute: &dyn ComputeProvider, wanted: u64) -> Result<bool, VendorError> {
-    for team in compute.teams().await? {
-        if compute.projects(team.id).await?.iter().any(|project| project.id == wanted) {
-            return Ok(true);
+/// The account's list and the registrar itself are asked: a token may be let into one and not the other.
+async fn vercel(registrar: &dyn Registrar, findings: &mut Findings) {
+    match registrar.domains().await {
+        Ok(domains) => {
+            findings.good(format!("Vercel answers; {} domains are in the account", domains.len()));
+            for domain in domains.iter().filter(|domain| domain.renews_itself) {
+                findings.bad(format!(
+                    "{} is renewed by the registrar itself, and may be paid twice: switch that off there",
+                    domain.name
+                ));
+            }
+        }
+        Err(why) => findings.bad(format!("Vercel: {why}: check vercel-token, vercel-team and vercel-url")),
+    }
+    match registrar.endings().await {
+        Ok(endings) => findings.good(format!("Vercel's registrar sells {} endings", endings.len())),
+        Err(why) => findings.bad(format!("Vercel's registrar: {why}: the token must be allowed to buy")),
+    }
+}
+
+async fn cherry(
+    compute: &dyn ComputeProvider,
+    settings: &Settings,
+    project: Option<u64>,
+    findings: &mut Findings,
+) {
+    match compute.account().await {
+        Ok(account) => {
+            let name = account.email.unwrap_or_else(|| format!("user {}", account.id));
+            findings.good(format!("Cherry Servers answers; the token is {name}'s"));
+        }
+        Err(why) => {
+            findings.bad(format!("Cherry Servers: {why}: check cherry-token and cherry-url"));
         }
     }
-    Ok(false)
+    match compute.plans().await {
+        Ok(plans) => {
+            findings.good(format!("{} plans are sold at Cherry Servers", plans.len()));
+            rate(settings, &plans, findings);
+        }
+        Err(why) => findings
+            .bad(format!("Cherry Servers' plans: {why}: check cherry-token, cherry-team and cherry-project")),
+    }
+    let Some(wanted) = project else {
+        findings.bad("children get no servers, and others may be bought into any project of the token: set cherry-project");
+        return;
+    };
+    match compute.project(wanted).await {
+        Ok(Some(project)) => findings.good(format!("servers are bought into the project {}", project.name)),
+        Ok(None) => {
+            findings.bad(format!("the Cherry Servers token has no project {wanted}: correct cherry-project"))
+        }
+        Err(why) => findings.bad(format!("Cherry Servers does not tell of the project {wanted}: {why}")),
+    }
 }
 
 fn rate(settings: &Settings, plans: &[Plan], findings: &mut Findings) {

@@ -5,15 +5,13 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt as _};
 use http::StatusCode;
 use otonix_sdk::api::vendors::{
-    ActOnServer, CheckDomains, CheckedDomain, CheckedDomains, NewZoneRecord, PlanPrice, PlanStock,
-    RegisteredDomain, ServerPlan,
+    ActOnServer, CheckDomains, CheckedDomain, CheckedDomains, NewZoneRecord, PlanPrice, PlanStock, ServerPlan,
 };
 use serde::Serialize;
 use serde_json::json as object;
 
-use crate::auth::Principal;
 use crate::error::Error;
-use crate::rest::answer::{json, replay, stored, written};
+use crate::rest::answer::{Filters, json, list_query, page, replay, stored, written};
 use crate::rest::call::Call;
 use crate::rest::{Answered, id_at};
 use crate::service::{catalogue, dns, domains, payments, pricing, servers, vendors};
@@ -23,6 +21,7 @@ use crate::upstream::providers::{Decimal, DomainName, Plan, Slug};
 const MOST_DOMAINS: usize = 50;
 /// Of these, so many are asked for at the same time.
 const AT_ONCE: usize = 4;
+const NO_FILTERS: Filters = Filters { agent: None, status: &[], category: false, time: false };
 
 pub async fn vercel_status(call: Call) -> Answered {
     status(&call, "vercel")
@@ -101,18 +100,9 @@ async fn checked(call: &Call, name: DomainName, free: bool) -> Result<CheckedDom
 /// Managed domains: a key its own; the operator all that the registrar has.
 pub async fn registered(call: Call) -> Answered {
     known(&call)?;
-    let registrar = vendors::registrar(&call.app)?;
-    if call.caller.principal != Principal::Operator {
-        return Ok(json(StatusCode::OK, &domains::managed(&call.app, &call.caller).await?));
-    }
-    let all = registrar.domains().await.map_err(vendors::failed)?;
-    let shown = all.into_iter().map(|domain| RegisteredDomain {
-        name: domain.name.to_string(),
-        registered_at: domain.bought_at,
-        expires_at: domain.expires_at,
-        renews_itself: domain.renews_itself,
-    });
-    Ok(json(StatusCode::OK, &shown.collect::<Vec<_>>()))
+    vendors::registrar(&call.app)?;
+    let found = domains::registered(&call.app, &call.caller, list_query(&call, &NO_FILTERS)?).await?;
+    Ok(page(&call, &found.rows, found.next))
 }
 
 fn segment(call: &Call, index: usize) -> String {
@@ -231,8 +221,9 @@ pub async fn projects(call: Call) -> Answered {
 pub async fn servers(call: Call) -> Answered {
     known(&call)?;
     vendors::compute(&call.app)?;
-    let found = servers::list(&call.app, &call.caller, id_at(&call, 3, "project")?).await?;
-    Ok(json(StatusCode::OK, &found))
+    let (project, query) = (id_at(&call, 3, "project")?, list_query(&call, &NO_FILTERS)?);
+    let found = servers::list(&call.app, &call.caller, project, query).await?;
+    Ok(page(&call, &found.rows, found.next))
 }
 
 pub async fn act_on_server(call: Call) -> Answered {

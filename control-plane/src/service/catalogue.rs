@@ -18,13 +18,14 @@ use crate::error::Error;
 use crate::service::vendors::{compute, failed, registrar};
 use crate::store::writer::{IdemFor, Target, Written};
 use crate::upstream::providers::{
-    DomainName, DomainPrice, Image, Plan, Project, Refusal, Region, Server, Slug, Team, VendorError,
+    DomainName, DomainPrice, Image, OwnedDomain, Plan, Project, Refusal, Region, Server, Slug, Team,
+    VendorError,
 };
 
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_secs(300);
-/// How long a list of servers is: it changes by itself.
-const SERVERS_KEPT: Duration = Duration::from_secs(10);
+/// How long a list of what was bought is: it changes by itself.
+const BOUGHT_KEPT: Duration = Duration::from_secs(10);
 /// How long a failure is.
 const FAILURE_KEPT: Duration = Duration::from_secs(5);
 /// Answers kept of each kind.
@@ -117,6 +118,7 @@ pub struct Catalogue {
     teams: Kept<(), Vec<Team>>,
     projects: Kept<u64, Vec<Project>>,
     servers: Kept<u64, Vec<Server>>,
+    domains: Kept<(), Vec<OwnedDomain>>,
     available: Kept<DomainName, bool>,
     prices: Kept<DomainName, DomainPrice>,
     compute_reads: DefaultDirectRateLimiter,
@@ -133,6 +135,7 @@ impl Default for Catalogue {
             teams: Kept::default(),
             projects: Kept::default(),
             servers: Kept::default(),
+            domains: Kept::default(),
             available: Kept::default(),
             prices: Kept::default(),
             compute_reads: share(COMPUTE_READS),
@@ -214,7 +217,16 @@ pub async fn projects(app: &App, team: u64) -> Result<Arc<Vec<Project>>, Error> 
 /// As [`plans`]; 404 for a project that is not there.
 pub async fn servers(app: &App, project: u64) -> Result<Arc<Vec<Server>>, Error> {
     let (kept, vendor) = (&app.catalogue, compute(app)?);
-    kept.servers.get_for(SERVERS_KEPT, &project, &kept.compute_reads, || vendor.servers(project)).await
+    kept.servers.get_for(BOUGHT_KEPT, &project, &kept.compute_reads, || vendor.servers(project)).await
+}
+
+/// Every domain of the account.
+///
+/// # Errors
+/// 503 when nobody registers domains, or the registrar cannot be asked.
+pub async fn domains(app: &App) -> Result<Arc<Vec<OwnedDomain>>, Error> {
+    let (kept, vendor) = (&app.catalogue, registrar(app)?);
+    kept.domains.get_for(BOUGHT_KEPT, &(), &kept.registrar_reads, || vendor.domains()).await
 }
 
 /// Which names can be registered, in their order.

@@ -9,8 +9,8 @@ use crate::app::App;
 use crate::auth::{Caller, Principal};
 use crate::error::Error;
 use crate::service::vendors::{WRITE_TIME, failed, zones};
-use crate::store::domains;
-use crate::store::writer::{IdemFor, Target, Written};
+use crate::store::writer::{IdemFor, Target, Tx, Written};
+use crate::store::{StoreError, domains};
 use crate::upstream::providers::{
     Deadline, DomainName, NewRecord, RecordData, Slug, VendorError, ZoneRecord,
 };
@@ -59,7 +59,7 @@ pub async fn records(app: &App, domain: &DomainName) -> Result<Vec<ShownRecord>,
 }
 
 fn shown(record: ZoneRecord) -> ShownRecord {
-    let name = if record.name.is_empty() { "@".to_owned() } else { record.name };
+    let name = at_apex(record.name);
     ShownRecord {
         id: record.id.to_string(),
         kind: record.kind,
@@ -88,7 +88,8 @@ pub async fn add(
             shown(ZoneRecord { id, name, kind, value, ttl: Some(record.ttl), system: false })
         }
         Err(unknown @ VendorError::Unknown { .. }) => {
-            let there = vendor.records(domain).await.map_err(failed)?.unwrap_or_default();
+            // A look that fails, or shows nothing yet, leaves it unknown.
+            let there = vendor.records(domain).await.ok().flatten().unwrap_or_default();
             let found = there.into_iter().find(|one| record.is(one));
             found.map(shown).ok_or_else(|| failed(unknown))?
         }
@@ -97,20 +98,46 @@ pub async fn add(
     let name = domain.as_str().to_owned();
     let noted = app.writer.run(Target::Shared, idem, move |tx| {
         Box::pin(async move {
-            let copy = copy_of(&made);
-            domains::change_records(tx, &name, |records| {
-                records.retain(|one| !is_same(one, &copy));
-                records.push(copy);
-                records.truncate(MOST_COPIED);
-            })
-            .await?;
+            copy_in(tx, &name, &[], &[copy_of(&made)]).await?;
             Ok(made)
         })
     });
     noted.await
 }
 
-/// A record as the domain's own row has it.
+/// Copies a change of a zone into the domain's own row.
+///
+/// # Errors
+/// Store errors.
+pub async fn copy_in(
+    tx: &mut Tx,
+    name: &str,
+    gone: &[DnsRecord],
+    there: &[DnsRecord],
+) -> Result<(), StoreError> {
+    domains::change_records(tx, name, |records| {
+        records.retain(|one| !gone.iter().any(|other| is_same(one, other)));
+        for new in there {
+            match records.iter_mut().find(|one| is_same(one, new)) {
+                Some(known) => known.ttl = new.ttl,
+                None => records.push(new.clone()),
+            }
+        }
+        records.truncate(MOST_COPIED);
+    })
+    .await
+}
+
+/// A record that was added, as the domain's own row has it.
+pub fn copy_of_new(record: &NewRecord) -> DnsRecord {
+    let (kind, name) = (record.data.kind().to_owned(), at_apex(record.name.clone()));
+    DnsRecord { kind, name, value: record.data.text(), ttl: Some(record.ttl) }
+}
+
+fn at_apex(name: String) -> String {
+    if name.is_empty() { "@".to_owned() } else { name }
+}
+
 fn copy_of(record: &ShownRecord) -> DnsRecord {
     let (kind, name, value) = (record.kind.clone(), record.name.clone(), record.value.clone());
     DnsRecord { kind, name, value, ttl: record.ttl }
@@ -141,10 +168,7 @@ pub async fn remove(app: &App, domain: &DomainName, id: &str) -> Result<(), Erro
     }
     let name = domain.as_str().to_owned();
     let noted = app.writer.apply(Target::Shared, move |tx| {
-        Box::pin(async move {
-            Ok(domains::change_records(tx, &name, |records| records.retain(|one| !is_same(one, &copy)))
-                .await?)
-        })
+        Box::pin(async move { Ok(copy_in(tx, &name, &[copy], &[]).await?) })
     });
     noted.await
 }

@@ -7,11 +7,12 @@ use otonix_sdk::ids::{AgentId, DomainId};
 use otonix_sdk::limits;
 use serde::Deserialize;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::app::App;
 use crate::auth::{Caller, Principal, Scope};
 use crate::error::Error;
-use crate::service::{linked_agent, linked_sandbox, may_record, record_owner};
+use crate::service::{catalogue, linked_agent, linked_sandbox, may_record, record_owner, vendors};
 use crate::store::list::{self, Page, Param, Query};
 use crate::store::writer::{IdemFor, Target, Tx, Written};
 use crate::store::{StoreError, domains};
@@ -19,8 +20,6 @@ use crate::upstream::names::DomainName;
 
 const STATUSES: [&str; 3] = ["active", "expired", "pending"];
 const MAX_RECORDS: usize = 500;
-/// Managed domains listed at once.
-const MOST_MANAGED: i64 = 1000;
 
 /// A domain name in its ASCII form.
 ///
@@ -82,6 +81,8 @@ pub async fn create(
         agent_id: agent.map(|state| state.id),
         auto_renew: body.auto_renew.unwrap_or(false),
         managed,
+        contact_verified: None,
+        verify_by: None,
     };
     app.writer
         .run(Target::Shared, idem, move |tx| {
@@ -115,12 +116,27 @@ pub async fn list(app: &App, caller: &Caller, mut query: Query) -> Result<Page<D
     Ok(app.db.read(move |conn| Box::pin(async move { list::domains(conn, &query).await })).await?)
 }
 
-/// The managed domains that are a caller's own; in open mode everyone's.
+/// The managed domains that are a caller's own; in open mode everyone's; for the operator all that the registrar has.
+/// Newest first.
 ///
 /// # Errors
-/// 401 for nobody in guarded mode.
-pub async fn managed(app: &App, caller: &Caller) -> Result<Vec<RegisteredDomain>, Error> {
-    let mut query = Query { limit: MOST_MANAGED, ..Query::default() };
+/// 401 for nobody in guarded mode, 503 when the registrar cannot be asked.
+pub async fn registered(
+    app: &App,
+    caller: &Caller,
+    mut query: Query,
+) -> Result<Page<RegisteredDomain>, Error> {
+    if caller.principal == Principal::Operator {
+        let all = catalogue::domains(app).await?;
+        let shown = all.iter().map(|domain| RegisteredDomain {
+            name: domain.name.to_string(),
+            registered_at: domain.bought_at,
+            expires_at: domain.expires_at,
+            renews_itself: domain.renews_itself,
+        });
+        let place = |domain: &RegisteredDomain| (domain.registered_at, number_of(&domain.name));
+        return Ok(vendors::page_of(shown, &query, place));
+    }
     match caller.private_scope()? {
         Scope::All | Scope::Sanitised => {}
         Scope::Owner(owner) => query.filter("owner_id = ", Param::Id(owner)),
@@ -134,7 +150,13 @@ pub async fn managed(app: &App, caller: &Caller) -> Result<Vec<RegisteredDomain>
         expires_at: domain.expires_at,
         renews_itself: false,
     });
-    Ok(shown.collect())
+    Ok(Page { rows: shown.collect(), next: page.next })
+}
+
+/// A number that tells a name from others.
+fn number_of(name: &str) -> u128 {
+    let digest: [u8; 32] = Sha256::digest(name).into();
+    digest.iter().take(16).fold(0, |number, byte| (number << 8) | u128::from(*byte))
 }
 
 /// One domain.

@@ -8,7 +8,9 @@ use otonix_sdk::money::MicroUsd;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::upstream::providers::{Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError};
+use crate::upstream::providers::{
+    ComputeProvider, Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError,
+};
 
 /// What an amount of a vendor is in USDC, rounded up to the micro-unit.
 ///
@@ -127,9 +129,14 @@ pub async fn server(
     cycle: Cycle,
     periods: u32,
 ) -> Result<ServerQuote, Error> {
-    let quote = period(app, plan, cycle, periods).await?;
-    let stock = quote.plan.stock.iter().find(|stock| stock.region == *region);
-    let stock = stock.ok_or_else(|| Error::invalid("region", "does not have this plan"))?;
+    let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
+    let sold = sold(compute.as_ref(), plan).await?.ok_or_else(|| Error::invalid("plan", "is not sold"))?;
+    let quote = priced(app, sold, cycle, periods)?;
+    let Some(stock) = quote.plan.stock.iter().find(|stock| stock.region == *region) else {
+        let known = compute.region(region).await.map_err(vendor_error)?;
+        let why = if known.is_some() { "does not have this plan" } else { "is none of the vendor's" };
+        return Err(Error::invalid("region", why));
+    };
     if stock.quantity == Some(0) {
         let detail = format!("{region} has no {plan} now");
         return Err(Error::conflict(ErrorCode::OutOfStock, detail));
@@ -137,15 +144,27 @@ pub async fn server(
     Ok(quote)
 }
 
-/// What so many periods of a plan cost, for a server that is there.
+/// What so many periods of a plan cost, for a server that is there. A plan that is not sold any more is billed on: then
+/// its own page says what it costs.
 ///
 /// # Errors
 /// 400 for a plan or cycle that is not sold, 503.
 pub async fn period(app: &App, plan: &Slug, cycle: Cycle, periods: u32) -> Result<ServerQuote, Error> {
     let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
+    let found = match sold(compute.as_ref(), plan).await? {
+        Some(found) => Some(found),
+        None => compute.plan(plan).await.map_err(vendor_error)?,
+    };
+    priced(app, found.ok_or_else(|| Error::invalid("plan", "is none of the vendor's"))?, cycle, periods)
+}
+
+/// A plan as it is sold to this account.
+async fn sold(compute: &dyn ComputeProvider, plan: &Slug) -> Result<Option<Plan>, Error> {
     let plans = compute.plans().await.map_err(vendor_error)?;
-    let found = plans.into_iter().find(|known| known.slug == *plan);
-    let plan = found.ok_or_else(|| Error::invalid("plan", "is not sold"))?;
+    Ok(plans.into_iter().find(|known| known.slug == *plan))
+}
+
+fn priced(app: &App, plan: Plan, cycle: Cycle, periods: u32) -> Result<ServerQuote, Error> {
     let unit = plan.prices.iter().find(|price| price.cycle == cycle);
     let unit = unit.ok_or_else(|| Error::invalid("cycle", "is not one of this plan's"))?;
     let whole = unit.price.checked_mul(periods).ok_or_else(|| Error::invalid("periods", "are too many"))?;

@@ -10,7 +10,8 @@ use crate::app::App;
 use crate::auth::{Caller, Principal};
 use crate::error::Error;
 use crate::service::catalogue;
-use crate::service::vendors::{WRITE_TIME, compute, failed};
+use crate::service::vendors::{WRITE_TIME, compute, failed, page_of};
+use crate::store::list::{Page, Query};
 use crate::store::sandboxes::{self, ManagedServer};
 use crate::store::writer::{IdemFor, Target, Written};
 use crate::upstream::providers::{Deadline, Server, ServerAction, ServerStatus, Slug, VendorError};
@@ -22,11 +23,16 @@ const MOST_KEYS: usize = 50;
 const NOT_IN_PASSWORD: &str = "'\" `!$%&;#";
 
 /// The servers of a project that a caller may see: its own managed ones; the operator all; in open mode anyone the
-/// managed ones.
+/// managed ones. Newest first.
 ///
 /// # Errors
 /// 401 for nobody in guarded mode, 404 for a project that is not there, 503 when the vendor cannot be asked.
-pub async fn list(app: &App, caller: &Caller, project: u64) -> Result<Vec<VendorServer>, Error> {
+pub async fn list(
+    app: &App,
+    caller: &Caller,
+    project: u64,
+    query: Query,
+) -> Result<Page<VendorServer>, Error> {
     if !caller.is_unrestricted() {
         caller.key()?;
     }
@@ -45,7 +51,7 @@ pub async fn list(app: &App, caller: &Caller, project: u64) -> Result<Vec<Vendor
         };
         is_shown.then(|| shown(server, row))
     });
-    Ok(visible.collect())
+    Ok(page_of(visible, &query, |server| (server.created_at, server.id.into())))
 }
 
 fn shown(server: &Server, row: Option<&ManagedServer>) -> VendorServer {

@@ -4,10 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use otonix_sdk::clock::to_micros;
 use otonix_sdk::error::ErrorCode;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::Error;
+use crate::store::list::{Cursor, Page, Query};
 use crate::upstream::providers::{ComputeProvider, DnsZone, Refusal, Registrar, VendorError};
 
 /// How long a write to a vendor may take.
@@ -48,6 +52,28 @@ pub fn zones(app: &App) -> Result<&Arc<dyn DnsZone>, Error> {
     app.vendors.dns.as_ref().ok_or_else(not_configured)
 }
 
+/// A page of what a vendor has told whole, newest first: by the time of each row and what tells rows of one time apart.
+pub fn page_of<T>(
+    rows: impl IntoIterator<Item = T>,
+    query: &Query,
+    place: impl Fn(&T) -> (Option<DateTime<Utc>>, u128),
+) -> Page<T> {
+    let cursor = |row: &T| {
+        let (at, id) = place(row);
+        Cursor { created_at: to_micros(at.unwrap_or(DateTime::UNIX_EPOCH)), id: Uuid::from_u128(id) }
+    };
+    let mut rows: Vec<(Cursor, T)> = rows.into_iter().map(|row| (cursor(&row), row)).collect();
+    rows.retain(|(at, _)| {
+        query.after.is_none_or(|after| (at.created_at, at.id) < (after.created_at, after.id))
+    });
+    rows.sort_by_key(|(at, _)| std::cmp::Reverse((at.created_at, at.id)));
+    let limit = usize::try_from(query.limit).unwrap_or(0);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|(at, _)| *at);
+    Page { rows: rows.into_iter().map(|(_, row)| row).collect(), next }
+}
+
 /// A vendor's error as the caller hears it. What only the operator can mend is logged here.
 pub fn failed(why: VendorError) -> Error {
     let (reason, retry_after, detail) = match why {
@@ -74,6 +100,7 @@ pub fn failed(why: VendorError) -> Error {
             Error::Malformed { code, detail }
         }
         Refusal::NotRegistered | Refusal::NotFound => Error::not_found("thing at the vendor", "asked for"),
+        Refusal::TooEarly => busy("the vendor does not know it yet; ask again later"),
         Refusal::RateLimited => busy("too much is asked of this vendor; try again"),
         Refusal::Unauthorised | Refusal::NoCredit => {
             tracing::error!(error = %detail, "a vendor refuses this server's account");

@@ -22,11 +22,13 @@ pub(super) struct DomainRead {
     agent_id: Option<Uuid>,
     auto_renew: bool,
     managed: bool,
+    contact_verified: Option<bool>,
+    verify_by: Option<DateTime<Utc>>,
     pub(super) created_at: DateTime<Utc>,
 }
 
 pub(super) const COLUMNS: &str = "id, name, status, registered_at, expires_at, dns_records, sandbox_id, agent_id, \
-    auto_renew, managed, created_at";
+    auto_renew, managed, contact_verified, verify_by, created_at";
 
 impl From<DomainRead> for Domain {
     fn from(row: DomainRead) -> Self {
@@ -41,6 +43,8 @@ impl From<DomainRead> for Domain {
             agent_id: row.agent_id.map(AgentId::from),
             auto_renew: row.auto_renew,
             managed: row.managed,
+            contact_verified: row.contact_verified,
+            verify_by: row.verify_by,
         }
     }
 }
@@ -113,7 +117,7 @@ pub async fn lock(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
 /// [`StoreError`] when the database refuses or is away.
 pub async fn domain(conn: &mut Conn, id: Uuid) -> Result<Option<(Domain, Option<Uuid>)>, StoreError> {
     const SQL: &str = "SELECT id, name, status, registered_at, expires_at, dns_records, sandbox_id, agent_id, \
-        auto_renew, managed, created_at FROM domains WHERE id = $1";
+        auto_renew, managed, contact_verified, verify_by, created_at FROM domains WHERE id = $1";
     const OWNER: &str = "SELECT owner_id FROM domains WHERE id = $1";
     let row: Option<DomainRead> = on!(&mut *conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?);
     let Some(row) = row else { return Ok(None) };
@@ -189,7 +193,11 @@ pub async fn change_records(
     let found: Option<Json<Vec<DnsRecord>>> =
         on!(&mut tx.conn, |c| sqlx::query_scalar(sql).bind(name).fetch_optional(c).await?);
     let Some(Json(mut records)) = found else { return Ok(()) };
+    let before = records.clone();
     change(&mut records);
+    if records == before {
+        return Ok(());
+    }
     on!(&mut tx.conn, |c| sqlx::query(SQL).bind(name).bind(Json(&records)).execute(c).await?.rows_affected());
     Ok(())
 }

@@ -23,6 +23,7 @@ const MIGRATIONS: &[(&str, For, &str)] = &[
     ("0007_claims", For::Both, include_str!("../../../migrations/0007_claims.sql")),
     ("0008_counters", For::Both, include_str!("../../../migrations/0008_counters.sql")),
     ("0009_purchase_leases", For::Both, include_str!("../../../migrations/0009_purchase_leases.sql")),
+    ("0010_registrations", For::Both, include_str!("../../../migrations/0010_registrations.sql")),
 ];
 
 /// Why the database cannot be brought up to date.

@@ -41,6 +41,7 @@ pub mod presentations;
 pub mod purchases;
 pub mod receipts;
 pub mod refunds;
+pub mod registrations;
 pub mod replicas;
 pub mod retention;
 pub mod sandboxes;

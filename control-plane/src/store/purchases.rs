@@ -76,6 +76,13 @@ pub struct Purchase {
     pub ended_at: Option<DateTime<Utc>>,
 }
 
+impl Purchase {
+    /// Whether nothing is set aside for it: it waits for the operator's word, or had none.
+    pub const fn is_unpaid(&self) -> bool {
+        self.sale.is_none() && self.held == 0 && self.reservation.is_nil()
+    }
+}
+
 #[derive(FromRow)]
 pub(super) struct PurchaseRead {
     pub(super) id: Uuid,
@@ -336,6 +343,17 @@ pub async fn is_domain_live(conn: &mut Conn, name: &str) -> Result<bool, StoreEr
     const SQL: &str = "SELECT 1 FROM purchases WHERE subject = $1 AND kind IN ('domain', 'renewal') \
         AND status IN ('paid', 'executing', 'unknown', 'needs_operator')";
     Ok(on!(conn, |c| sqlx::query(SQL).bind(name).fetch_all(c).await?.len()) > 0)
+}
+
+/// The renewal of a domain that waits for the operator's word with nothing set aside for it.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn asked_renewal(conn: &mut Conn, name: &str) -> Result<Option<Purchase>, StoreError> {
+    const SQL: &str =
+        select!("WHERE subject = $1 AND kind = 'renewal' AND status = 'needs_operator' AND held = 0");
+    let row: Option<PurchaseRead> = on!(conn, |c| sqlx::query_as(SQL).bind(name).fetch_optional(c).await?);
+    Ok(row.map(Purchase::try_from).transpose()?.filter(Purchase::is_unpaid))
 }
 
 /// Purchases that are to be looked at by a time, the longest due first; and those under way whose times another epoch

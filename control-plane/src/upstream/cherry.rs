@@ -16,10 +16,10 @@ use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
 use crate::upstream::cherry_words::{
-    self as words, CycleSaid, ImageSaid, PlanSaid, ProjectSaid, RegionSaid, ServerSaid, TeamSaid,
+    self as words, AccountSaid, CycleSaid, ImageSaid, PlanSaid, ProjectSaid, RegionSaid, ServerSaid, TeamSaid,
 };
 use crate::upstream::compute::{
-    CreateServer, Created, Cycle, Image, Plan, Project, Region, Server, ServerAction, Team,
+    Account, CreateServer, Created, Cycle, Image, Plan, Project, Region, Server, ServerAction, Team,
 };
 use crate::upstream::deadline::Deadline;
 use crate::upstream::http::{Answer, Ask, BadVendorUrl, Counts, Endpoint};
@@ -36,6 +36,8 @@ const PURCHASES: Quota = PACE;
 const PAGE: usize = 100;
 /// Pages read of one list.
 const MAX_PAGES: usize = 100;
+/// How often a list is read that changes meanwhile.
+const READS: usize = 3;
 
 /// The account at Cherry Servers.
 pub struct Cherry {
@@ -90,31 +92,53 @@ impl Cherry {
         serde_json::from_slice(&answer.body).map_err(|_| unreadable("not what is documented"))
     }
 
-    /// All rows of a list; of two rows with one id the first. A row that cannot be read is passed over.
+    /// All rows of a list that this version can read.
     async fn list<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Vec<T>, VendorError> {
-        let mut all: Vec<(Option<u64>, T)> = Vec::new();
-        let mut seen = 0;
-        for _ in 0..MAX_PAGES {
-            let query = [("limit", PAGE.to_string()), ("offset", seen.to_string())];
+        let rows = self.rows(path).await?;
+        Ok(rows.iter().filter_map(|row| serde_json::from_str(row.get()).ok()).collect())
+    }
+
+    /// All rows of a list, which stay texts until their type reads them: money must not pass through a float. A list
+    /// that changes while it is read is read again.
+    async fn rows(&self, path: &[&str]) -> Result<Vec<Box<RawValue>>, VendorError> {
+        for _ in 0..READS {
+            if let Some(rows) = self.rows_at_once(path).await? {
+                return Ok(rows);
+            }
+        }
+        Err(unreadable("a list that changes while it is read"))
+    }
+
+    /// The same, once; `None` when it has changed meanwhile. Each page begins with the last row of the one before: a row
+    /// that went or came above moves all that follow, and one of them would not be seen.
+    async fn rows_at_once(&self, path: &[&str]) -> Result<Option<Vec<Box<RawValue>>>, VendorError> {
+        let mut all: Vec<(Option<u64>, Box<RawValue>)> = Vec::new();
+        let (mut offset, mut total, mut edge) = (0, None, None);
+        for page in 0..MAX_PAGES {
+            let query = [("limit", PAGE.to_string()), ("offset", offset.to_string())];
             let answer = self.http.read(&Ask { query: &query, ..Ask::get(path) }).await?;
-            // Rows stay texts until their type reads them: money must not pass through a float.
             let rows: Vec<Box<RawValue>> =
                 serde_json::from_slice(&answer.body).map_err(|_| unreadable("not a list"))?;
+            let id_of = |row: &RawValue| serde_json::from_str::<IdOnly>(row.get()).ok().map(|row| row.id);
+            let first = rows.first().map(|row| id_of(row));
+            if page > 0 && (answer.total != total || edge.is_some_and(|last| first != Some(last))) {
+                return Ok(None);
+            }
+            total = answer.total;
             let count = rows.len();
-            seen += count;
             for row in rows {
-                let id = serde_json::from_str::<IdOnly>(row.get()).ok().map(|row| row.id);
-                let is_new = id.is_none() || !all.iter().any(|(known, _)| *known == id);
-                if let Ok(row) = serde_json::from_str(row.get())
-                    && is_new
-                {
+                let id = id_of(&row);
+                if id.is_none() || !all.iter().any(|(known, _)| *known == id) {
                     all.push((id, row));
                 }
+                edge = Some(id);
             }
-            let is_end = answer.total.map_or(count < PAGE, |total| seen >= total);
-            if count == 0 || is_end {
-                return Ok(all.into_iter().map(|(_, row)| row).collect());
+            if count == 0 || total.map_or(count < PAGE, |total| offset + count >= total) {
+                return Ok(Some(all.into_iter().map(|(_, row)| row).collect()));
             }
+            // A page of one row is no beginning of another.
+            edge = edge.filter(|_| count > 1);
+            offset += (count - 1).max(1);
         }
         Err(unreadable("a list without end"))
     }
@@ -169,12 +193,22 @@ impl Cherry {
         self.http.write(&Ask { method: Method::POST, path, query: &[], body, secrets }, until).await
     }
 
-    async fn find_server(&self, id: u64) -> Result<Option<ServerSaid>, VendorError> {
-        match self.get(&["v1", "servers", &id.to_string()]).await {
-            Ok(server) => Ok(Some(server)),
+    /// As `get`; a 404 is `None`.
+    async fn find<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Option<T>, VendorError> {
+        match self.get(path).await {
+            Ok(found) => Ok(Some(found)),
             Err(error) if error.refusal() == Some(Refusal::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn find_server(&self, id: u64) -> Result<Option<ServerSaid>, VendorError> {
+        self.find(&["v1", "servers", &id.to_string()]).await
+    }
+
+    /// Who is billed, with the VAT.
+    async fn billed(&self) -> Result<TeamSaid, VendorError> {
+        self.get(&["v1", "teams", &self.team().await?.to_string()]).await
     }
 }
 
@@ -193,16 +227,31 @@ fn encoded(script: &Secret) -> String {
 
 #[async_trait]
 impl ComputeProvider for Cherry {
+    async fn account(&self) -> Result<Account, VendorError> {
+        Ok(self.get::<AccountSaid>(&["v1", "user"]).await?.into())
+    }
+
     async fn plans(&self) -> Result<Vec<Plan>, VendorError> {
-        let team = self.team().await?.to_string();
-        let billed: TeamSaid = self.get(&["v1", "teams", &team]).await?;
-        let plans: Vec<PlanSaid> = self.list(&["v1", "teams", &team, "plans"]).await?;
+        let billed = self.billed().await?;
+        let plans: Vec<PlanSaid> = self.list(&["v1", "teams", &billed.id.to_string(), "plans"]).await?;
         Ok(plans.into_iter().filter_map(|plan| plan.known(billed.vat())).collect())
+    }
+
+    async fn plan(&self, plan: &Slug) -> Result<Option<Plan>, VendorError> {
+        let Some(said) = self.find::<PlanSaid>(&["v1", "plans", plan.as_str()]).await? else {
+            return Ok(None);
+        };
+        Ok(said.known(self.billed().await?.vat()).filter(|found| found.slug == *plan))
     }
 
     async fn regions(&self) -> Result<Vec<Region>, VendorError> {
         let regions: Vec<RegionSaid> = self.list(&["v1", "regions"]).await?;
         Ok(regions.into_iter().filter_map(RegionSaid::known).collect())
+    }
+
+    async fn region(&self, region: &Slug) -> Result<Option<Region>, VendorError> {
+        let said: Option<RegionSaid> = self.find(&["v1", "regions", region.as_str()]).await?;
+        Ok(said.and_then(RegionSaid::known))
     }
 
     async fn images(&self, plan: &Slug) -> Result<Vec<Image>, VendorError> {
@@ -217,13 +266,20 @@ impl ComputeProvider for Cherry {
 
     async fn projects(&self, team: u64) -> Result<Vec<Project>, VendorError> {
         let projects: Vec<ProjectSaid> = self.list(&["v1", "teams", &team.to_string(), "projects"]).await?;
-        Ok(projects.into_iter().map(|said| Project { id: said.id, name: said.name }).collect())
+        Ok(projects.into_iter().map(Project::from).collect())
+    }
+
+    async fn project(&self, id: u64) -> Result<Option<Project>, VendorError> {
+        let said: Option<ProjectSaid> = self.find(&["v1", "projects", &id.to_string()]).await?;
+        Ok(said.map(Project::from))
     }
 
     async fn servers(&self, project: u64) -> Result<Vec<Server>, VendorError> {
-        let servers: Vec<ServerSaid> =
-            self.list(&["v1", "projects", &project.to_string(), "servers"]).await?;
-        Ok(servers.into_iter().map(Server::from).collect())
+        let rows = self.rows(&["v1", "projects", &project.to_string(), "servers"]).await?;
+        // A server that is passed over would look like one that was never made.
+        let read = |row: &RawValue| serde_json::from_str::<ServerSaid>(row.get()).map(Server::from);
+        let servers = rows.iter().map(|row| read(row)).collect::<Result<_, _>>();
+        servers.map_err(|_| unreadable("a server without a number"))
     }
 
     async fn server(&self, id: u64) -> Result<Option<Server>, VendorError> {

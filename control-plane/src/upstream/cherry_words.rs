@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::upstream::compute::{
-    Created, Cycle, Image, Plan, Region, Server, ServerStatus, Stock, Team, UnitPrice,
+    Account, Created, Cycle, Image, Plan, Project, Region, Server, ServerStatus, Stock, Team, UnitPrice,
 };
 use crate::upstream::http::{Refused, Tongue};
 use crate::upstream::names::Slug;
@@ -39,11 +39,11 @@ pub struct TeamSaid {
 
 #[derive(Deserialize)]
 struct Credit {
-    account: Option<Account>,
+    account: Option<Balance>,
 }
 
 #[derive(Deserialize)]
-struct Account {
+struct Balance {
     remaining: Decimal,
     currency: Currency,
 }
@@ -79,6 +79,26 @@ pub struct ProjectSaid {
     pub id: u64,
     #[serde(default)]
     pub name: String,
+}
+
+impl From<ProjectSaid> for Project {
+    fn from(said: ProjectSaid) -> Self {
+        Self { id: said.id, name: said.name }
+    }
+}
+
+#[derive(Deserialize)]
+pub struct AccountSaid {
+    id: u64,
+    #[serde(default, deserialize_with = "lenient")]
+    email: Option<String>,
+}
+
+impl From<AccountSaid> for Account {
+    fn from(said: AccountSaid) -> Self {
+        let plain = |text: &String| !text.chars().any(char::is_control) && text.len() <= 255;
+        Self { id: said.id, email: said.email.filter(plain) }
+    }
 }
 
 #[derive(Deserialize)]

@@ -109,6 +109,13 @@ pub struct Image {
     pub licensed: bool,
 }
 
+/// Whose token it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub id: u64,
+    pub email: Option<String>,
+}
+
 /// Who is billed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Team {

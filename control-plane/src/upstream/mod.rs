@@ -13,3 +13,5 @@ pub mod providers;
 pub mod registrar;
 pub mod vendors;
 pub mod vercel;
+mod vercel_words;
+mod vercel_zones;

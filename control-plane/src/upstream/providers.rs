@@ -12,14 +12,15 @@ use otonix_sdk::error::ErrorCode;
 use crate::upstream::vendors::VendorCounts;
 
 pub use crate::upstream::compute::{
-    CreateServer, Created, Cycle, Image, Plan, Project, Region, Server, ServerAction, ServerStatus, Stock,
-    Team, UnitPrice,
+    Account, CreateServer, Created, Cycle, Image, Plan, Project, Region, Server, ServerAction, ServerStatus,
+    Stock, Team, UnitPrice,
 };
 pub use crate::upstream::deadline::Deadline;
 pub use crate::upstream::names::{DomainName, Slug};
 pub use crate::upstream::price::{Currency, Decimal};
 pub use crate::upstream::registrar::{
-    BuyDomain, Contact, DomainPrice, NewRecord, OrderState, OwnedDomain, RecordData, RenewDomain, ZoneRecord,
+    BuyDomain, Confirmation, Contact, DomainPrice, NewRecord, OrderState, OwnedDomain, RecordData,
+    RenewDomain, ZoneRecord,
 };
 
 /// Why a vendor did not do, or did not answer, what it was asked.
@@ -80,7 +81,7 @@ pub enum Refusal {
     PriceMoved,
     /// No such server can be had there now.
     OutOfStock,
-    /// Somebody has the domain, or nobody can.
+    /// Somebody has the domain, or nobody can have it, or have it longer.
     DomainNotAvailable,
     /// The registrar does not sell under this ending.
     TldNotSupported,
@@ -94,8 +95,10 @@ pub enum Refusal {
     NotRegistered,
     /// There is no such thing.
     NotFound,
-    /// There is such a thing already.
+    /// There is such a thing already, or it is under way.
     AlreadyThere,
+    /// The vendor does not know it yet: it was bought a moment ago.
+    TooEarly,
     /// The vendor takes a field for wrong.
     Invalid,
     /// Something that this version does not know.
@@ -118,6 +121,7 @@ impl Refusal {
             Self::LanguageCodeRequired => ErrorCode::LanguageCodeRequired,
             Self::NotRegistered | Self::NotFound => ErrorCode::NotFound,
             Self::AlreadyThere => ErrorCode::Conflict,
+            Self::TooEarly => ErrorCode::UpstreamPending,
             Self::Invalid => ErrorCode::InvalidField,
         }
     }
@@ -131,11 +135,20 @@ impl Refusal {
 /// Sells servers.
 #[async_trait]
 pub trait ComputeProvider: Send + Sync {
+    /// Whose token this is.
+    async fn account(&self) -> Result<Account, VendorError>;
+
     /// What is sold, with prices, VAT included as the team is billed, and stock by region.
     async fn plans(&self) -> Result<Vec<Plan>, VendorError>;
 
+    /// One plan, also one that is not sold any more; `None` when there never was one.
+    async fn plan(&self, plan: &Slug) -> Result<Option<Plan>, VendorError>;
+
     /// Where.
     async fn regions(&self) -> Result<Vec<Region>, VendorError>;
+
+    /// One place; `None` when there is none.
+    async fn region(&self, region: &Slug) -> Result<Option<Region>, VendorError>;
 
     /// What a plan can be installed with.
     async fn images(&self, plan: &Slug) -> Result<Vec<Image>, VendorError>;
@@ -146,7 +159,10 @@ pub trait ComputeProvider: Send + Sync {
     /// A team's projects.
     async fn projects(&self, team: u64) -> Result<Vec<Project>, VendorError>;
 
-    /// Every server of a project. An order is found again by its tag.
+    /// One project of the token; `None` when there is none.
+    async fn project(&self, id: u64) -> Result<Option<Project>, VendorError>;
+
+    /// Every server of a project, or an error: never a part of them. An order is found again by its tag.
     async fn servers(&self, project: u64) -> Result<Vec<Server>, VendorError>;
 
     /// One server; `None` when there is none.
@@ -174,6 +190,12 @@ pub trait Registrar: Send + Sync {
     /// What a number of years costs, in dollars.
     async fn price(&self, domain: &DomainName, years: u32) -> Result<DomainPrice, VendorError>;
 
+    /// The endings that names are sold under.
+    async fn endings(&self) -> Result<Vec<String>, VendorError>;
+
+    /// The codes of the languages that names under an ending may be in; empty when there is no choice.
+    async fn languages(&self, ending: &Slug) -> Result<Vec<String>, VendorError>;
+
     /// What the registrar asks of a registrant beyond the usual, as JSON schema; `None` when nothing.
     async fn contact_schema(&self, domain: &DomainName) -> Result<Option<serde_json::Value>, VendorError>;
 
@@ -191,6 +213,16 @@ pub trait Registrar: Send + Sync {
 
     /// Every domain of the account.
     async fn domains(&self) -> Result<Vec<OwnedDomain>, VendorError>;
+
+    /// Whether a domain's registrant has confirmed the address; refused as `TooEarly` for half an hour after it was
+    /// bought.
+    async fn confirmation(&self, domain: &DomainName) -> Result<Confirmation, VendorError>;
+
+    /// Keeps the registrar from renewing a domain by itself. Doing it twice changes nothing.
+    async fn stop_renewing(&self, domain: &DomainName, until: Deadline) -> Result<(), VendorError>;
+
+    /// Gives a domain the vendor's own nameservers again. Doing it twice changes nothing.
+    async fn reset_nameservers(&self, domain: &DomainName, until: Deadline) -> Result<(), VendorError>;
 }
 
 /// Answers for the zones of domains.
@@ -206,6 +238,9 @@ pub trait DnsZone: Send + Sync {
         record: &NewRecord,
         until: Deadline,
     ) -> Result<Slug, VendorError>;
+
+    /// Makes a record of a zone another one.
+    async fn change_record(&self, id: &Slug, record: &NewRecord, until: Deadline) -> Result<(), VendorError>;
 
     /// Takes a record away; one that is gone is no error.
     async fn delete_record(&self, domain: &DomainName, id: &Slug, until: Deadline)

@@ -82,6 +82,15 @@ pub enum OrderState {
     FailedUnrefunded { code: String },
 }
 
+/// Whether a domain's registrant has confirmed the address that it was registered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmation {
+    /// Yes.
+    Given,
+    /// Not yet; after this time the registry suspends the domain.
+    Awaited { until: Option<DateTime<Utc>> },
+}
+
 /// A domain of the account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedDomain {
@@ -91,8 +100,8 @@ pub struct OwnedDomain {
     pub expires_at: Option<DateTime<Utc>>,
     /// Whether the registrar renews it by itself, which it should not.
     pub renews_itself: bool,
-    /// Whether the registrar answers for its zone.
-    pub hosted: bool,
+    /// Whether the registrar answers for its zone; `None` when it does not say.
+    pub hosted: Option<bool>,
 }
 
 /// The value of a record, by its type.

@@ -1,8 +1,7 @@
-//! Vercel: registers domains and answers for their zones. Every answer is read for what is needed of it; fields and
-//! words that this version does not know are passed over.
+//! Vercel: registers domains, and answers for their zones (`vercel_zones.rs`). Every answer is read for what is needed of
+//! it; fields and words that this version does not know are passed over.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -14,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::upstream::deadline::Deadline;
-use crate::upstream::http::{Answer, Ask, BadVendorUrl, Endpoint, Refused, Tongue};
+use crate::upstream::http::{Answer, Ask, BadVendorUrl, Endpoint};
 use crate::upstream::names::{DomainName, Slug};
 use crate::upstream::price::Decimal;
-use crate::upstream::providers::{DnsZone, Refusal, Registrar, VendorError};
+use crate::upstream::providers::{Refusal, Registrar, VendorError};
 use crate::upstream::registrar::{
-    BuyDomain, Contact, DomainPrice, NewRecord, OrderState, OwnedDomain, RecordData, RenewDomain, ZoneRecord,
+    BuyDomain, Confirmation, Contact, DomainPrice, OrderState, OwnedDomain, RenewDomain,
 };
+use crate::upstream::vercel_words::Words;
 
 /// The vendor's own address.
 pub const DEFAULT_URL: &str = "https://api.vercel.com";
@@ -35,7 +35,7 @@ const MAX_PAGES: usize = 100;
 
 /// The account at Vercel.
 pub struct Vercel {
-    http: Endpoint,
+    pub(super) http: Endpoint,
 }
 
 /// What no answer of the vendor may carry on: who a domain is for. Words that are nobody's (a country) are left.
@@ -85,7 +85,7 @@ impl Vercel {
     }
 
     /// All pages of a list; the field that holds the rows has its name. `None` when there is no such list.
-    async fn pages(&self, path: &[&str], name: &str) -> Result<Vec<Value>, VendorError> {
+    pub(super) async fn pages(&self, path: &[&str], name: &str) -> Result<Vec<Value>, VendorError> {
         let mut all = Vec::new();
         let mut next: Option<String> = None;
         for _ in 0..MAX_PAGES {
@@ -107,7 +107,7 @@ impl Vercel {
         Err(unreadable("a list without end"))
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         method: Method,
         path: &[&str],
@@ -137,7 +137,8 @@ impl Vercel {
     }
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, &'static str> {
+/// Reads an answer.
+pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, &'static str> {
     serde_json::from_slice(body).map_err(|_| "not what is documented")
 }
 
@@ -239,7 +240,11 @@ fn owned(value: &Value) -> Option<OwnedDomain> {
         bought_at: time("boughtAt"),
         expires_at: time("expiresAt"),
         renews_itself: value.get("renew").and_then(Value::as_bool).unwrap_or(false),
-        hosted: value.get("serviceType").and_then(Value::as_str) == Some("zeit.world"),
+        hosted: match value.get("serviceType").and_then(Value::as_str) {
+            Some("zeit.world") => Some(true),
+            Some("external") => Some(false),
+            _ => None,
+        },
     })
 }
 
@@ -276,6 +281,21 @@ impl Registrar for Vercel {
         let path = ["v1", "registrar", "domains", domain.as_str(), "price"];
         let price: PriceAnswer = self.get(&path, &[("years", years.to_string())]).await?;
         Ok(DomainPrice { years, purchase: price.purchase_price, renewal: price.renewal_price })
+    }
+
+    async fn endings(&self) -> Result<Vec<String>, VendorError> {
+        self.get(&["v1", "registrar", "tlds", "supported"], &[]).await
+    }
+
+    async fn languages(&self, ending: &Slug) -> Result<Vec<String>, VendorError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Ending {
+            #[serde(default)]
+            supported_language_codes: Map<String, Value>,
+        }
+        let found: Ending = self.get(&["v1", "registrar", "tlds", ending.as_str()], &[]).await?;
+        Ok(found.supported_language_codes.into_iter().map(|(code, _)| code).collect())
     }
 
     async fn contact_schema(&self, domain: &DomainName) -> Result<Option<Value>, VendorError> {
@@ -324,168 +344,34 @@ impl Registrar for Vercel {
         let rows = self.pages(&["v5", "domains"], "domains").await?;
         Ok(rows.iter().filter_map(owned).collect())
     }
-}
 
-fn record(value: &Value) -> Option<ZoneRecord> {
-    let text = |name: &str| value.get(name).and_then(Value::as_str);
-    let number = |name: &str| value.get(name).and_then(Value::as_u64);
-    let kind = text("type")?.to_owned();
-    let mut shown = text("value").unwrap_or_default().to_owned();
-    let fields = shown.split_whitespace().count();
-    // The priority stands in the value, beside it, or in both.
-    let beside = match kind.as_str() {
-        "MX" if fields == 1 => number("mxPriority"),
-        "SRV" if fields == 3 => number("priority"),
-        _ => None,
-    };
-    if let Some(priority) = beside {
-        shown = format!("{priority} {shown}");
-    }
-    Some(ZoneRecord {
-        id: Slug::parse(text("id")?)?,
-        name: text("name").unwrap_or_default().to_owned(),
-        kind,
-        value: shown,
-        ttl: number("ttl").and_then(|ttl| u32::try_from(ttl).ok()),
-        system: text("creator") == Some("system"),
-    })
-}
-
-fn record_body(record: &NewRecord) -> Value {
-    let (name, ttl, kind) = (record.name.as_str(), record.ttl, record.data.kind());
-    match &record.data {
-        RecordData::Mx { priority, host } => {
-            json!({ "type": kind, "name": name, "ttl": ttl, "value": host, "mxPriority": priority })
-        }
-        RecordData::Srv { priority, weight, port, target } => {
-            let srv = json!({ "priority": priority, "weight": weight, "port": port, "target": target });
-            json!({ "type": kind, "name": name, "ttl": ttl, "srv": srv })
-        }
-        RecordData::A(_)
-        | RecordData::Aaaa(_)
-        | RecordData::Cname(_)
-        | RecordData::Txt(_)
-        | RecordData::Ns(_) => {
-            json!({ "type": kind, "name": name, "ttl": ttl, "value": record.data.text() })
-        }
-    }
-}
-
-#[async_trait]
-impl DnsZone for Vercel {
-    async fn records(&self, domain: &DomainName) -> Result<Option<Vec<ZoneRecord>>, VendorError> {
-        match self.pages(&["v4", "domains", domain.as_str(), "records"], "records").await {
-            Ok(rows) => Ok(Some(rows.iter().filter_map(record).collect())),
-            Err(error) if error.refusal() == Some(Refusal::NotFound) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn create_record(
-        &self,
-        domain: &DomainName,
-        record: &NewRecord,
-        until: Deadline,
-    ) -> Result<Slug, VendorError> {
+    async fn confirmation(&self, domain: &DomainName) -> Result<Confirmation, VendorError> {
         #[derive(Deserialize)]
-        struct Made {
-            uid: String,
+        #[serde(rename_all = "camelCase")]
+        struct Verification {
+            verified: bool,
+            #[serde(default)]
+            verify_by: Option<String>,
         }
-        let path = ["v2", "domains", domain.as_str(), "records"];
-        let answer =
-            self.send(Method::POST, &path, record_body(record).to_string().into_bytes(), &[], until).await?;
-        let made: Option<Made> = read(&answer.body).ok();
-        let id = made.and_then(|made| Slug::parse(&made.uid));
-        id.ok_or_else(|| VendorError::unknown("vercel accepted it with an answer that cannot be read"))
+        let path = ["v1", "registrar", "domains", domain.as_str(), "contact-verification"];
+        let said: Verification = self.get(&path, &[]).await?;
+        let until = said.verify_by.and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
+        let until = until.map(|until| until.to_utc());
+        Ok(if said.verified { Confirmation::Given } else { Confirmation::Awaited { until } })
     }
 
-    async fn delete_record(
-        &self,
-        domain: &DomainName,
-        id: &Slug,
-        until: Deadline,
-    ) -> Result<(), VendorError> {
-        let path = ["v2", "domains", domain.as_str(), "records", id.as_str()];
-        let ask = Ask { method: Method::DELETE, ..Ask::get(&path) };
-        match self.http.write(&ask, until).await {
-            Err(error) if error.refusal() != Some(Refusal::NotFound) => Err(error),
-            Ok(_) | Err(_) => Ok(()),
-        }
-    }
-}
-
-/// The two shapes of Vercel's errors: `{status, code, message}` (or `{issues, message}`) and `{error: {…}}`.
-struct Words;
-
-#[derive(Deserialize)]
-struct Said {
-    #[serde(default)]
-    code: Option<String>,
-    #[serde(default)]
-    message: Option<String>,
-    #[serde(default)]
-    issues: Option<Vec<Issue>>,
-    #[serde(default)]
-    error: Option<Box<Said>>,
-    #[serde(default, rename = "retryAfter")]
-    retry_after: Option<RetryAfter>,
-}
-
-#[derive(Deserialize)]
-struct Issue {
-    #[serde(default)]
-    path: Vec<Value>,
-    #[serde(default)]
-    message: String,
-}
-
-#[derive(Deserialize)]
-struct RetryAfter {
-    value: f64,
-}
-
-impl Tongue for Words {
-    fn reason(&self, refused: &Refused<'_>) -> Option<(Refusal, String)> {
-        let said: Said = serde_json::from_slice(refused.body).ok()?;
-        if let Some(issues) = &said.issues {
-            let of_contact = |issue: &Issue| issue.path.first() == Some(&Value::from("contactInformation"));
-            let is_contact = issues.iter().any(of_contact);
-            let reason = if is_contact { Refusal::ContactRefused } else { Refusal::Invalid };
-            let each = |issue: &Issue| {
-                let path: Vec<&str> = issue.path.iter().filter_map(Value::as_str).collect();
-                format!("{} {}", path.join("."), issue.message)
-            };
-            return Some((reason, issues.iter().map(each).collect::<Vec<_>>().join("; ")));
-        }
-        let said = said.error.map_or_else(|| Said { error: None, ..said }, |inner| *inner);
-        let code = said.code?;
-        Some((of_code(&code, refused.status), said.message.unwrap_or(code)))
+    async fn stop_renewing(&self, domain: &DomainName, until: Deadline) -> Result<(), VendorError> {
+        let path = ["v1", "registrar", "domains", domain.as_str(), "auto-renew"];
+        let body = json!({ "autoRenew": false }).to_string().into_bytes();
+        self.send(Method::PATCH, &path, body, &[], until).await?;
+        Ok(())
     }
 
-    fn pause(&self, body: &[u8]) -> Option<Duration> {
-        let said: Said = serde_json::from_slice(body).ok()?;
-        let seconds = said.retry_after?.value;
-        Duration::try_from_secs_f64(seconds).ok().filter(|pause| *pause < Duration::from_secs(3600))
-    }
-}
-
-fn of_code(code: &str, status: u16) -> Refusal {
-    match code {
-        "expected_price_mismatch" => Refusal::PriceMoved,
-        "domain_not_available" | "domain_too_short" => Refusal::DomainNotAvailable,
-        "tld_not_supported" => Refusal::TldNotSupported,
-        "order_too_expensive" => Refusal::TooExpensive,
-        "additional_contact_info_required" | "invalid_additional_contact_info" => Refusal::ContactRefused,
-        "language_code_required" => Refusal::LanguageCodeRequired,
-        "domain_not_registered" => Refusal::NotRegistered,
-        "record_already_exists" => Refusal::AlreadyThere,
-        "too_many_requests" | "rate_limited" => Refusal::RateLimited,
-        _ => match status {
-            402 => Refusal::NoCredit,
-            404 => Refusal::NotFound,
-            409 => Refusal::AlreadyThere,
-            400 | 422 => Refusal::Invalid,
-            _ => Refusal::Other,
-        },
+    async fn reset_nameservers(&self, domain: &DomainName, until: Deadline) -> Result<(), VendorError> {
+        let path = ["v1", "registrar", "domains", domain.as_str(), "nameservers"];
+        // An empty list: the vendor's own.
+        let body = json!({ "nameservers": [] }).to_string().into_bytes();
+        self.send(Method::PATCH, &path, body, &[], until).await?;
+        Ok(())
     }
 }

@@ -33,6 +33,7 @@ pub mod liveness;
 pub mod peers;
 pub mod purchases;
 pub mod recovery;
+pub mod registrations;
 pub mod renewal;
 pub mod settler;
 pub mod treasury;
@@ -173,6 +174,9 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken, tracker: &TaskTracker) {
     if app.vendors.compute.is_some() {
         worker!("lifetime", second * 10, lifetime::run_once);
         worker!("recovery", second * 10, recovery::run_once);
+    }
+    if app.vendors.registrar.is_some() {
+        worker!("registrations", second * 10, registrations::run_once);
     }
     if app.vendors.dns.is_some() {
         worker!("zones", second * 10, zones::run_once);

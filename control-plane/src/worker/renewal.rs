@@ -13,11 +13,12 @@ use crate::app::App;
 use crate::error::Error;
 use crate::service::automation::RENEWAL_WINDOW_DAYS;
 use crate::service::pricing;
-use crate::service::purchases::book::Wanted;
+use crate::service::purchases::book::{self, Wanted};
 use crate::service::purchases::item::{Item, RenewalItem};
 use crate::service::purchases::open;
 use crate::store::actions::{self, ActionRow};
 use crate::store::keeping::{self, Holding};
+use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{Target, Tx};
 use crate::store::{agents, warnings};
 use crate::upstream::providers::{DomainName, Registrar};
@@ -80,7 +81,7 @@ async fn keep(app: &App, held: Held, registrar: &dyn Registrar, holding: &Holdin
         return write(app, held, move |tx| {
             Box::pin(async move {
                 keeping::take_turn(tx, &seen, next_turn(seen.expires_at, tx.at)).await?;
-                Ok(())
+                drop_asked(tx, &seen.name, "it is not to be renewed any more").await
             })
         })
         .await;
@@ -103,13 +104,75 @@ async fn keep(app: &App, held: Held, registrar: &dyn Registrar, holding: &Holdin
     {
         let quoted = MicroUsd::from_micros(quoted);
         let why = format!("it costs {price} USDC, quoted were {quoted} USDC; the operator decides");
-        return refuse(app, held, holding, &why).await;
+        return ask(app, held, holding, agent, price, &why).await;
     }
     match renew(app, held, holding, agent, price).await {
         Err(error) if lifetime::is_poor(&error) => tell(app, held, holding, &error.to_string(), true).await,
         Err(error) if error.code() == ErrorCode::PurchaseUnderWay => Ok(()),
         done => done,
     }
+}
+
+/// The renewal of a domain at a price.
+fn wanted(seen: &Holding, agent: Uuid, price: MicroUsd) -> Wanted {
+    let item =
+        Item::Renewal(RenewalItem { domain: seen.name.clone(), years: 1, expires_before: seen.expires_at });
+    Wanted { item, private: None, price, agent, owner: seen.owner_id.unwrap_or_default(), idem: None }
+}
+
+/// Leaves a price to the operator, as a purchase that waits: once for each end and price, so that what was refused is
+/// not asked again.
+async fn ask(
+    app: &App,
+    held: Held,
+    holding: &Holding,
+    agent: Uuid,
+    price: MicroUsd,
+    why: &str,
+) -> Result<(), Error> {
+    let (seen, words) = (holding.clone(), why.to_owned());
+    let asked = held.write(app, move |tx| {
+        Box::pin(async move {
+            agents::lock_state(tx, agent).await?;
+            if !keeping::take_turn(tx, &seen, next_turn(seen.expires_at, tx.at)).await? {
+                return Ok(None);
+            }
+            let is_this = |row: &Purchase| row.price == price.micros() && row.payer_agent == agent;
+            if purchases::asked_renewal(&mut tx.conn, &seen.name).await?.is_some_and(|row| is_this(&row)) {
+                return Ok(None);
+            }
+            drop_asked(tx, &seen.name, "its price has moved again").await?;
+            // One that is under way may yet come to an end.
+            if purchases::is_domain_live(&mut tx.conn, &seen.name).await? {
+                return Ok(None);
+            }
+            let subject = format!("renewal {} at {}", seen.id, price.micros());
+            if !warnings::first(tx, &subject, seen.expires_at).await? {
+                return Ok(None);
+            }
+            let wanted = wanted(&seen, agent, price);
+            let payer = AgentId::from(agent);
+            let asked = open::ask_in(tx, payer, &wanted, ErrorCode::PriceMoved, &words).await?;
+            if asked.is_some() {
+                let action = format!("domain {} is not renewed", seen.name);
+                log(tx, seen.agent_id, &action, Some(words)).await?;
+            }
+            Ok(asked)
+        })
+    });
+    if let Some(id) = asked.await? {
+        app.shared.metrics.purchases_escalated.inc();
+        tracing::error!(purchase.id = %id, domain = holding.name, why, "a renewal needs the operator");
+    }
+    Ok(())
+}
+
+/// Ends a renewal that waits for the operator's word: there is nothing to decide any more.
+async fn drop_asked(tx: &mut Tx, name: &str, why: &str) -> Result<(), Error> {
+    if let Some(asked) = purchases::asked_renewal(&mut tx.conn, name).await? {
+        book::fail_in(tx, &asked, ErrorCode::Conflict, why).await?;
+    }
+    Ok(())
 }
 
 async fn renew(app: &App, held: Held, holding: &Holding, agent: Uuid, price: MicroUsd) -> Result<(), Error> {
@@ -120,14 +183,8 @@ async fn renew(app: &App, held: Held, holding: &Holding, agent: Uuid, price: Mic
             if !keeping::take_turn(tx, &seen, next_turn(seen.expires_at, tx.at)).await? {
                 return Ok(());
             }
-            let item = Item::Renewal(RenewalItem {
-                domain: seen.name.clone(),
-                years: 1,
-                expires_before: seen.expires_at,
-            });
-            let owner = seen.owner_id.unwrap_or_default();
-            let wanted = Wanted { item, private: None, price, agent, owner, idem: None };
-            open::by_credits_in(tx, AgentId::from(agent), &wanted).await?;
+            drop_asked(tx, &seen.name, "its price is near the quoted one again").await?;
+            open::by_credits_in(tx, AgentId::from(agent), &wanted(&seen, agent, price)).await?;
             Ok(())
         })
     })
@@ -147,6 +204,7 @@ async fn set_end(
     write(app, held, move |tx| {
         Box::pin(async move {
             keeping::set_end(tx, seen.id, end, status).await?;
+            drop_asked(tx, &seen.name, "its end is another by now").await?;
             let action = format!("domain {} is {status}, until {}", seen.name, end.to_rfc3339());
             log(tx, seen.agent_id, &action, None).await
         })

@@ -17,6 +17,7 @@ on_each_store!(
     a_server_that_nobody_pays_is_warned_of_swept_and_ended,
     money_in_time_brings_a_server_back,
     a_server_by_the_hour_lives_as_long_as_the_credits_last,
+    a_plan_that_is_sold_no_more_is_paid_on,
     an_answer_that_is_lost_ends_no_server_twice,
     a_domain_is_renewed_once_by_either_replica,
     a_renewal_that_cannot_be_paid_is_told_of_once,
@@ -312,6 +313,35 @@ async fn a_domain_points_at_its_server_and_keeps_pointing(store: Store) {
         .map(|record| format!("{} {} {}", record.kind, record.name, record.value))
         .collect();
     assert_eq!(there, ["MX  10 mail.example", "CNAME www a.example", "A  10.0.0.2"]);
+    // In its place, so that the domain points somewhere at every moment; and the domain's own row says so.
+    assert_eq!(town.desk.0.lock().done.last().map(String::as_str), Some("change A  10.0.0.2"));
+    let copied = async || {
+        let rows = town.domain_row(domain).await.dns_records;
+        rows.iter().map(|row| format!("{} {} {}", row.kind, row.name, row.value)).collect::<Vec<_>>()
+    };
+    assert_eq!(copied().await, ["CNAME www a.example", "A @ 10.0.0.2"]);
+    // The answer to a change is lost: it is seen to be done, and not done again.
+    let third = town.server_at(&agent, 9, "monthly", TimeDelta::days(20), "10.0.0.3").await;
+    town.link(domain, third).await;
+    town.pass(minutes(4));
+    town.desk.0.lock().faults.push_back(Fault::Unheard);
+    zones::run_once(&town.app).await.expect("a pass");
+    town.pass(minutes(4));
+    zones::run_once(&town.app).await.expect("a pass");
+    assert_eq!(town.desk.0.lock().count("change A  10.0.0.3"), 1);
+    assert_eq!(copied().await, ["CNAME www a.example", "A @ 10.0.0.3"]);
+}
+
+async fn a_plan_that_is_sold_no_more_is_paid_on(store: Store) {
+    let town = Town::on(store).await;
+    let agent = town.agent("a", 20).await;
+    let server = town.server(&agent, 7, "monthly", hours(23)).await;
+    let end = town.sandbox(server).await.paid_until.expect("an end");
+    town.desk.0.lock().is_withdrawn = true;
+    lifetime::run_once(&town.app).await.expect("a pass");
+    let later = end.checked_add_months(Months::new(1)).expect("a time");
+    assert_eq!(town.sandbox(server).await.paid_until, Some(later));
+    assert_eq!(town.credits(agent.id).await, "15");
 }
 
 async fn a_silent_agent_is_healed_step_by_step(store: Store) {

@@ -25,6 +25,8 @@ mod automation;
 mod fakes;
 mod killed;
 mod purchases;
+mod registrations;
+mod renewals;
 mod seat;
 mod town;
 mod vendors;

@@ -1,7 +1,7 @@
 //! The server's library beside vendors in the same process: a clock that the test moves, several replicas, and answers that
 //! go astray when a test says so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -48,6 +48,13 @@ pub struct Known {
     /// Cents of an hour and of a month.
     pub hour_cents: u32,
     pub month_cents: u32,
+    /// The plan is sold no more, and billed on.
+    pub is_withdrawn: bool,
+    /// What the registrar says of registrants; nothing: it does not know yet.
+    pub confirmation: Option<Confirmation>,
+    /// Domains that the registrar renews by itself, and those with other nameservers.
+    pub renewing_itself: BTreeSet<String>,
+    pub elsewhere: BTreeSet<String>,
     /// Every write that was carried out, in order.
     pub done: Vec<String>,
     pub faults: VecDeque<Fault>,
@@ -83,6 +90,24 @@ fn dollars(cents: u32) -> Decimal {
     Decimal::parse(&format!("{}.{:02}", cents / 100, cents % 100)).expect("a decimal")
 }
 
+impl Desk {
+    fn vps(&self) -> Plan {
+        let known = self.0.lock();
+        let price = |cycle, cents| UnitPrice { cycle, price: dollars(cents), currency: Currency::Usd };
+        Plan {
+            id: 1,
+            slug: slug("vps"),
+            name: "VPS".to_owned(),
+            kind: None,
+            cpu: Some(1),
+            memory: Some(1024),
+            disk: Some(20),
+            prices: vec![price(Cycle::Hourly, known.hour_cents), price(Cycle::Monthly, known.month_cents)],
+            stock: vec![Stock { region: slug("here"), quantity: Some(5) }],
+        }
+    }
+}
+
 fn server(id: u64, powered: bool) -> Server {
     Server {
         id,
@@ -102,20 +127,20 @@ fn server(id: u64, powered: bool) -> Server {
 
 #[async_trait]
 impl ComputeProvider for Desk {
+    async fn account(&self) -> Result<Account, VendorError> {
+        Ok(Account { id: 1, email: None })
+    }
     async fn plans(&self) -> Result<Vec<Plan>, VendorError> {
-        let known = self.0.lock();
-        let price = |cycle, cents| UnitPrice { cycle, price: dollars(cents), currency: Currency::Usd };
-        Ok(vec![Plan {
-            id: 1,
-            slug: slug("vps"),
-            name: "VPS".to_owned(),
-            kind: None,
-            cpu: Some(1),
-            memory: Some(1024),
-            disk: Some(20),
-            prices: vec![price(Cycle::Hourly, known.hour_cents), price(Cycle::Monthly, known.month_cents)],
-            stock: vec![Stock { region: slug("here"), quantity: Some(5) }],
-        }])
+        if self.0.lock().is_withdrawn { Ok(Vec::new()) } else { Ok(vec![self.vps()]) }
+    }
+    async fn plan(&self, plan: &Slug) -> Result<Option<Plan>, VendorError> {
+        Ok(Some(self.vps()).filter(|vps| vps.slug == *plan))
+    }
+    async fn region(&self, _: &Slug) -> Result<Option<Region>, VendorError> {
+        Ok(None)
+    }
+    async fn project(&self, id: u64) -> Result<Option<Project>, VendorError> {
+        Ok(Some(Project { id, name: "p".to_owned() }))
     }
     async fn regions(&self) -> Result<Vec<Region>, VendorError> {
         Ok(Vec::new())
@@ -176,6 +201,12 @@ impl Registrar for Desk {
         let price = dollars(self.0.lock().renewal_cents);
         Ok(DomainPrice { years, purchase: Some(price), renewal: Some(price) })
     }
+    async fn endings(&self) -> Result<Vec<String>, VendorError> {
+        Ok(Vec::new())
+    }
+    async fn languages(&self, _: &Slug) -> Result<Vec<String>, VendorError> {
+        Ok(Vec::new())
+    }
     async fn contact_schema(&self, _: &DomainName) -> Result<Option<serde_json::Value>, VendorError> {
         Ok(None)
     }
@@ -194,17 +225,32 @@ impl Registrar for Desk {
         Ok(Some(OrderState::Completed { price: None }))
     }
     async fn domain(&self, name: &DomainName) -> Result<Option<OwnedDomain>, VendorError> {
-        let end = self.0.lock().domains.get(name.as_str()).copied();
+        let known = self.0.lock();
+        let end = known.domains.get(name.as_str()).copied();
         Ok(end.map(|end| OwnedDomain {
             name: name.clone(),
             bought_at: Some(end - TimeDelta::days(365)),
             expires_at: Some(end),
-            renews_itself: false,
-            hosted: true,
+            renews_itself: known.renewing_itself.contains(name.as_str()),
+            hosted: Some(!known.elsewhere.contains(name.as_str())),
         }))
     }
     async fn domains(&self) -> Result<Vec<OwnedDomain>, VendorError> {
         Ok(Vec::new())
+    }
+    async fn confirmation(&self, _: &DomainName) -> Result<Confirmation, VendorError> {
+        let said = self.0.lock().confirmation;
+        said.ok_or_else(|| VendorError::not_done(Refusal::TooEarly, "bought too recently"))
+    }
+    async fn stop_renewing(&self, name: &DomainName, _: Deadline) -> Result<(), VendorError> {
+        self.0.lock().write(format!("stop {name}"), |known| {
+            known.renewing_itself.remove(name.as_str());
+        })
+    }
+    async fn reset_nameservers(&self, name: &DomainName, _: Deadline) -> Result<(), VendorError> {
+        self.0.lock().write(format!("nameservers {name}"), |known| {
+            known.elsewhere.remove(name.as_str());
+        })
     }
 }
 
@@ -224,6 +270,17 @@ impl DnsZone for Desk {
             let id = slug(&format!("rec_{}", known.done.len()));
             known.records.push(zone_record(id.as_str(), &record.name, kind, &value));
             id
+        })
+    }
+    async fn change_record(&self, id: &Slug, record: &NewRecord, _: Deadline) -> Result<(), VendorError> {
+        let (kind, value) = (record.data.kind(), record.data.text());
+        let mut known = self.0.lock();
+        if !known.records.iter().any(|one| one.id == *id) {
+            return Err(VendorError::not_done(Refusal::NotFound, "no such record"));
+        }
+        known.write(format!("change {kind} {} {value}", record.name), |known| {
+            let changed = zone_record(id.as_str(), &record.name, kind, &value);
+            known.records.iter_mut().filter(|one| one.id == *id).for_each(|one| *one = changed.clone());
         })
     }
     async fn delete_record(&self, _: &DomainName, id: &Slug, _: Deadline) -> Result<(), VendorError> {
@@ -394,6 +451,8 @@ impl Town {
             agent_id: Some(agent.id),
             auto_renew: true,
             managed: true,
+            contact_verified: None,
+            verify_by: None,
         };
         let (id, owner) = (domain.id, agent.owner_id.uuid());
         let made = self.app.writer.apply(Target::Alone, move |tx| {

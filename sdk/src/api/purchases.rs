@@ -185,8 +185,8 @@ pub struct Purchase {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResolvePurchase {
-    /// `delivered` (the vendor has it, and the server finds it there), `failed` (the money goes back), `retry` (it was
-    /// not done; it is tried once more).
+    /// `delivered` (the vendor has it, and the server finds it there), `failed` (the money goes back, or none was set
+    /// aside), `retry` (it was not done; it is tried once more, or its price is agreed to).
     pub resolution: String,
     /// For `delivered`, a server: its id at the vendor, when it does not carry the purchase's mark.
     #[serde(default)]

@@ -119,6 +119,12 @@ pub struct Domain {
     pub agent_id: Option<AgentId>,
     pub auto_renew: bool,
     pub managed: bool,
+    /// Whether the registrant has confirmed the address at the registrar; absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact_verified: Option<bool>,
+    /// Until when it must be confirmed, or the registry suspends the domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_by: Option<DateTime<Utc>>,
 }
 
 /// Records a movement of money; a claim that moves nothing.

@@ -140,6 +140,8 @@ async fn domain(
         agent_id: some(purchase.agent).map(AgentId::from),
         auto_renew: item.auto_renew,
         managed: true,
+        contact_verified: None,
+        verify_by: None,
     };
     let owner = some(purchase.owner);
     domains::take_over(tx, &domain, owner, purchase.id, item.renewal_price_micro).await?;

@@ -24,6 +24,8 @@ pub enum Back {
     Due,
     /// It had left the chain: nobody is owed anything.
     Nobody,
+    /// Nothing had been set aside.
+    Nothing,
 }
 
 impl Back {
@@ -32,7 +34,7 @@ impl Back {
         match self {
             Self::Credited(_) => "credited",
             Self::Due => "refund_due",
-            Self::Nobody => "reversed",
+            Self::Nobody | Self::Nothing => "reversed",
         }
     }
 
@@ -42,6 +44,7 @@ impl Back {
             Self::Credited(agent) => format!("{amount} USDC were credited to agent {agent}"),
             Self::Due => format!("{amount} USDC are noted as a refund that is due"),
             Self::Nobody => "the payment itself had left the chain".to_owned(),
+            Self::Nothing => "nothing had been set aside for it".to_owned(),
         }
     }
 }
@@ -218,6 +221,9 @@ pub async fn unspend(tx: &mut Tx, purchase: &Purchase) -> Result<(), Error> {
 /// # Errors
 /// Store errors.
 pub async fn release(tx: &mut Tx, purchase: &Purchase, reason: &str) -> Result<Back, Error> {
+    if purchase.is_unpaid() {
+        return Ok(Back::Nothing);
+    }
     let amount = MicroUsd::from_micros(purchase.held);
     let reference = Some(purchase.id.to_string());
     let Some(sale) = purchase.sale else {

@@ -20,7 +20,7 @@ use crate::service::purchases::{bootstrap, contact};
 use crate::service::{linked_agent, linked_sandbox, record_owner};
 use crate::store::agents::AgentState;
 use crate::store::{purchases, sandboxes};
-use crate::upstream::providers::{Cycle, DomainName, Slug};
+use crate::upstream::providers::{Cycle, DomainName, Registrar, Slug};
 
 /// Years of one purchase.
 const MAX_YEARS: u32 = 10;
@@ -66,6 +66,26 @@ fn sale(
     Sale { goods, price, description, private: private.to_text() }
 }
 
+/// A name that is not ASCII needs the code of its language, one of those that its ending takes.
+async fn check_language(
+    registrar: &dyn Registrar,
+    name: &DomainName,
+    code: Option<&str>,
+) -> Result<(), Error> {
+    let Some(ending) = Slug::parse(name.tld()).filter(|_| name.is_international()) else { return Ok(()) };
+    let known = registrar.languages(&ending).await.map_err(pricing::vendor_error)?;
+    let fits = |code: &str| known.is_empty() || known.iter().any(|one| one.eq_ignore_ascii_case(code));
+    if code.is_some_and(fits) {
+        return Ok(());
+    }
+    let why = if known.is_empty() {
+        "is needed for a name that is not ASCII".to_owned()
+    } else {
+        format!("must be one of {} for .{ending}", known.join(", "))
+    };
+    Err(Error::Invalid { code: ErrorCode::LanguageCodeRequired, field: "languageCode".to_owned(), why })
+}
+
 /// A domain.
 ///
 /// # Errors
@@ -88,6 +108,7 @@ pub async fn domain(app: &App, caller: &Caller, body: RegisterDomain) -> Result<
         });
     };
     contact::demand(app, &name, body.contact.as_ref()).await?;
+    check_language(registrar.as_ref(), &name, body.language_code.as_deref()).await?;
     let live = name.as_str().to_owned();
     let live = app.db.read(move |conn| Box::pin(async move { purchases::is_domain_live(conn, &live).await }));
     if live.await? {
@@ -182,14 +203,23 @@ pub fn read_server(body: ProvisionServer) -> Result<Asked, Error> {
     })
 }
 
+/// Servers are bought into the configured project; without one, into any that the vendor's token has.
+async fn check_project(app: &App, project: u64) -> Result<(), Error> {
+    let is_there = match (app.vendors.project, app.vendors.selling_servers()) {
+        (Some(ours), _) => ours == project,
+        (None, Some(compute)) => compute.project(project).await.map_err(pricing::vendor_error)?.is_some(),
+        // That nothing is sold is said with the price.
+        (None, None) => true,
+    };
+    if is_there { Ok(()) } else { Err(Error::not_found("project", project)) }
+}
+
 /// A server in a project, with its price.
 ///
 /// # Errors
 /// 400, 404 for another project, 409 `out_of_stock`, 503.
 pub async fn quote_server(app: &App, project: u64, asked: Asked) -> Result<(Item, Private, MicroUsd), Error> {
-    if app.vendors.project.is_some_and(|ours| ours != project) {
-        return Err(Error::not_found("project", project));
-    }
+    check_project(app, project).await?;
     let bootstrap = asked.body.agent_id.is_some();
     if bootstrap {
         bootstrap::package(app)?;

@@ -3,7 +3,7 @@
 use otonix_sdk::api::payments::PaymentReceipt;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::ids::AgentId;
-use otonix_sdk::money::Amount;
+use otonix_sdk::money::{Amount, MicroUsd};
 use otonix_sdk::standing::SurvivalTier;
 use uuid::Uuid;
 
@@ -14,10 +14,12 @@ use crate::service::payments::goods::Answer;
 use crate::service::purchases::book::{self, Wanted};
 use crate::service::purchases::bring::{self, Brought};
 use crate::service::purchases::item::Item;
+use crate::service::purchases::machine::Status;
 use crate::service::purchases::money;
 use crate::store::orders::Payer;
+use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{Target, Tx};
-use crate::store::{agents, ledger, purchases, sandboxes};
+use crate::store::{agents, ledger, sandboxes};
 
 /// A payment, as far as a purchase is concerned with it.
 #[derive(Debug)]
@@ -89,8 +91,7 @@ pub async fn by_sale(tx: &mut Tx, wanted: &Wanted, payment: &Payment<'_>) -> Res
     Ok(Opened::Done(purchase.id, rows.answer(payment.receipt.clone())?))
 }
 
-fn ended_at_once(tx: &Tx, purchase: &mut purchases::Purchase) {
-    use crate::service::purchases::machine::Status;
+fn ended_at_once(tx: &Tx, purchase: &mut Purchase) {
     Status::Delivered.as_str().clone_into(&mut purchase.status);
     purchase.ended_at = Some(tx.at);
     purchase.private = None;
@@ -114,17 +115,8 @@ pub async fn by_credits(app: &App, payer: AgentId, wanted: Wanted) -> Result<Uui
 /// # Errors
 /// As [`by_credits`].
 pub async fn by_credits_in(tx: &mut Tx, payer: AgentId, wanted: &Wanted) -> Result<Uuid, Error> {
-    let amount = Amount::new(wanted.price).map_err(|why| Error::invalid("price", why.to_string()))?;
-    let state = agents::lock_state(tx, payer.uuid()).await?;
-    let state = state.ok_or_else(|| Error::not_found("agent", payer))?;
-    if state.tier == SurvivalTier::Terminated && !state.killed {
-        return Err(Error::conflict(
-            ErrorCode::InsufficientCredits,
-            format!("agent {payer} is terminated: nothing is bought for it"),
-        ));
-    }
-    let reservation = reserve_in(tx, payer, amount, wanted.item.describe()).await?;
-    let mut purchase = book::row(tx, wanted, ledger::RESERVED, amount.get().micros())?;
+    let reservation = set_aside(tx, payer, &wanted.item, wanted.price).await?;
+    let mut purchase = book::row(tx, wanted, ledger::RESERVED, wanted.price.micros())?;
     purchase.payer_agent = payer.uuid();
     purchase.reservation = reservation;
     let is_period = matches!(wanted.item, Item::Period(_));
@@ -139,4 +131,55 @@ pub async fn by_credits_in(tx: &mut Tx, payer: AgentId, wanted: &Wanted) -> Resu
         book::deliver_in(tx, &purchase, &Brought::Period).await?;
     }
     Ok(purchase.id)
+}
+
+async fn set_aside(tx: &mut Tx, payer: AgentId, item: &Item, price: MicroUsd) -> Result<Uuid, Error> {
+    let amount = Amount::new(price).map_err(|why| Error::invalid("price", why.to_string()))?;
+    let state = agents::lock_state(tx, payer.uuid()).await?;
+    let state = state.ok_or_else(|| Error::not_found("agent", payer))?;
+    if state.tier == SurvivalTier::Terminated && !state.killed {
+        return Err(Error::conflict(
+            ErrorCode::InsufficientCredits,
+            format!("agent {payer} is terminated: nothing is bought for it"),
+        ));
+    }
+    reserve_in(tx, payer, amount, item.describe()).await
+}
+
+/// Opens a purchase that waits for the operator's word, before anything is set aside for it; `None` when there is a live
+/// one already.
+///
+/// # Errors
+/// Store errors.
+pub async fn ask_in(
+    tx: &mut Tx,
+    payer: AgentId,
+    wanted: &Wanted,
+    code: ErrorCode,
+    why: &str,
+) -> Result<Option<Uuid>, Error> {
+    let mut asked = book::row(tx, wanted, ledger::RESERVED, 0)?;
+    asked.payer_agent = payer.uuid();
+    Status::NeedsOperator.as_str().clone_into(&mut asked.status);
+    if !purchases::insert(tx, &asked).await? {
+        return Ok(None);
+    }
+    let mut told = asked.clone();
+    (told.failure_code, told.failure) = (Some(code.as_str().to_owned()), Some(why.to_owned()));
+    purchases::change(tx, &asked, &told).await?;
+    Ok(Some(asked.id))
+}
+
+/// What the operator has agreed to, with its money set aside.
+///
+/// # Errors
+/// As [`by_credits`]; the purchase waits on.
+pub async fn agreed_in(tx: &mut Tx, asked: &Purchase) -> Result<Purchase, Error> {
+    let item = Item::of(asked)?;
+    let price = MicroUsd::from_micros(asked.price);
+    let payer = AgentId::from(asked.payer_agent);
+    let mut agreed = asked.clone();
+    agreed.reservation = set_aside(tx, payer, &item, price).await?;
+    agreed.held = asked.price;
+    Ok(agreed)
 }

@@ -1,4 +1,5 @@
-//! How the operator ends a purchase whose outcome the server could not find out.
+//! How the operator ends a purchase whose outcome the server could not find out, and agrees to one that is dearer than
+//! was thought.
 
 use otonix_sdk::api::purchases::{self as api, ResolvePurchase};
 use otonix_sdk::error::ErrorCode;
@@ -14,7 +15,7 @@ use crate::service::purchases::bring::Brought;
 use crate::service::purchases::item::Item;
 use crate::service::purchases::lists::shown;
 use crate::service::purchases::machine::{News, Status};
-use crate::service::purchases::{book, find};
+use crate::service::purchases::{book, find, open};
 use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{IdemFor, Target, Tx, Written};
 
@@ -47,6 +48,10 @@ pub async fn resolve(
         return Err(Error::conflict(ErrorCode::Conflict, detail));
     }
     let found = match body.resolution.as_str() {
+        "delivered" if purchase.is_unpaid() => {
+            let detail = "nothing is set aside for it: retry agrees to its price, failed refuses it";
+            return Err(Error::conflict(ErrorCode::Conflict, detail));
+        }
         "delivered" => Found::Delivered(brought(app, &purchase, body.vendor_id.as_deref()).await?),
         "failed" => Found::Failed,
         "retry" if purchase.result.is_none() => Found::Retry,
@@ -102,7 +107,8 @@ async fn resolve_in(
             book::fail_in(tx, &before, ErrorCode::PurchaseFailed, &detail).await?.is_some()
         }
         Found::Retry => {
-            let mut after = before.clone();
+            let mut after =
+                if before.is_unpaid() { open::agreed_in(tx, &before).await? } else { before.clone() };
             Status::Paid.as_str().clone_into(&mut after.status);
             // One that was begun counts, so that the vendor is looked at before the next.
             after.attempts = before.attempts.min(1);

@@ -125,6 +125,8 @@ pub struct Cherry {
     pub addresses: Vec<String>,
     /// Servers that nobody bought here, by id.
     pub hidden: BTreeSet<u64>,
+    /// Servers that go, one after each page of a list that was read.
+    pub going: Vec<u64>,
 }
 
 impl Default for Cherry {
@@ -141,6 +143,7 @@ impl Default for Cherry {
             vat: 21,
             addresses: Vec::new(),
             hidden: BTreeSet::new(),
+            going: Vec::new(),
         }
     }
 }
@@ -229,7 +232,11 @@ pub fn act(world: &mut World, operation: &str, path: &[String], request: &Reques
             }
             let hidden = &world.cherry.hidden;
             let shown = ids.iter().filter(|id| !hidden.contains(id));
-            list(request, shown.map(|id| server(&world.cherry.machines[id], false)).collect())
+            let page = list(request, shown.map(|id| server(&world.cherry.machines[id], false)).collect());
+            if let Some(id) = world.cherry.going.pop() {
+                world.cherry.machines.remove(&id);
+            }
+            page
         }
         "createServer" if [PROJECT, OTHER_PROJECT].contains(&id(path)) => create(world, id(path), &body),
         "getServer" => {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Months, Utc};
+use chrono::{DateTime, Months, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::World;
@@ -63,6 +63,10 @@ pub struct Vercel {
     pub bought: BTreeMap<String, u32>,
     /// Accepted renewals, by domain: how often.
     pub renewed: BTreeMap<String, u32>,
+    /// Domains whose registrant has not confirmed, and until when.
+    pub unconfirmed: BTreeMap<String, DateTime<Utc>>,
+    /// Domains with other nameservers.
+    pub elsewhere: BTreeSet<String>,
     orders: BTreeMap<String, Order>,
 }
 
@@ -85,6 +89,11 @@ fn missing(registrar: bool) -> Reply {
         return Reply::json(404, &json!({ "status": 404, "code": "not_found", "message": "Not found" }));
     }
     Reply::json(404, &json!({ "error": { "code": "not_found", "message": "The domain was not found." } }))
+}
+
+fn unknown_domain() -> Reply {
+    let body = json!({ "status": 404, "code": "domain_not_found", "message": "The domain was not found." });
+    Reply::json(404, &body)
 }
 
 fn years(body: &Value) -> u32 {
@@ -112,7 +121,7 @@ pub fn act(world: &mut World, operation: &str, path: &[String], request: &Reques
             Reply::json(200, &json!({ "results": results }))
         }
         "getContactInfoSchema" => Reply::json(200, &json!({})),
-        "getDomainContactVerification" => Reply::json(200, &json!({ "verified": true })),
+        "getDomainContactVerification" => verification(world, &first),
         "buySingleDomain" => buy(world, &first, &body),
         "renewDomain" => renew(world, &first, &body),
         "getOrder" => order(world, &first),
@@ -121,9 +130,21 @@ pub fn act(world: &mut World, operation: &str, path: &[String], request: &Reques
                 owned.renews_itself = body["autoRenew"] == true;
                 Reply { status: 204, ..Reply::default() }
             }
-            None => missing(true),
+            None => unknown_domain(),
         },
-        "updateDomainNameservers" => Reply { status: 204, ..Reply::default() },
+        "updateDomainNameservers" => {
+            if !world.vercel.domains.contains_key(&first) {
+                return unknown_domain();
+            }
+            let is_own = body["nameservers"].as_array().is_some_and(Vec::is_empty);
+            let elsewhere = &mut world.vercel.elsewhere;
+            if is_own {
+                elsewhere.remove(&first)
+            } else {
+                elsewhere.insert(first)
+            };
+            Reply { status: 204, ..Reply::default() }
+        }
         "getDomains" => {
             let names: Vec<String> = world.vercel.domains.keys().cloned().collect();
             page(request, "domains", names.iter().map(|name| shown(world, name)).collect())
@@ -144,9 +165,28 @@ pub fn act(world: &mut World, operation: &str, path: &[String], request: &Reques
             None => missing(false),
         },
         "createRecord" => create_record(world, &first, &body),
+        "updateRecord" => update_record(world, &first, &body),
         "removeRecord" => remove_record(world, &first, path),
         other => panic!("the fake does not know {other}"),
     }
+}
+
+fn verification(world: &World, domain: &str) -> Reply {
+    let Some(owned) = world.vercel.domains.get(domain) else {
+        return refused("domain_not_registered", "The domain is not registered with Vercel.");
+    };
+    if world.now() - owned.bought_at < TimeDelta::minutes(30) {
+        return refused("bought_too_recently", "The domain was bought less than 30 minutes ago.");
+    }
+    Reply::json(
+        200,
+        &match world.vercel.unconfirmed.get(domain) {
+            Some(until) => {
+                json!({ "verified": false, "verifyBy": until.to_rfc3339(), "email": "ada@example.org" })
+            }
+            None => json!({ "verified": true }),
+        },
+    )
 }
 
 fn is_free(world: &World, domain: &str) -> bool {
@@ -315,7 +355,7 @@ fn shown(world: &World, name: &str) -> Value {
         "id": format!("dom_{name}"),
         "name": name,
         "renew": owned.renews_itself,
-        "serviceType": "zeit.world",
+        "serviceType": if world.vercel.elsewhere.contains(name) { "external" } else { "zeit.world" },
         "userId": "usr_0a1b2c3d4e5f",
         "suffix": false,
         "aFieldOfTomorrow": { "deep": [1, 2] },
@@ -365,6 +405,25 @@ fn create_record(world: &mut World, domain: &str, body: &Value) -> Reply {
     });
     owned.records.push(record);
     Reply::json(200, &json!({ "uid": id }))
+}
+
+/// Of the types that are changed in place here, whose value stands in `value`.
+fn update_record(world: &mut World, id: &str, body: &Value) -> Reply {
+    let at = world.now().timestamp_millis();
+    let all = world.vercel.domains.iter_mut();
+    let mut found = all.flat_map(|(domain, owned)| owned.records.iter_mut().map(move |one| (domain, one)));
+    let Some((domain, record)) = found.find(|(_, record)| record["id"] == id) else { return missing(false) };
+    for field in ["name", "type", "value", "ttl"] {
+        if !body[field].is_null() {
+            record[field] = body[field].clone();
+        }
+    }
+    record["updatedAt"] = json!(at);
+    let answer = json!({
+        "creator": record["creator"], "domain": domain, "id": id, "name": record["name"], "type": "record",
+        "recordType": record["type"], "value": record["value"], "ttl": record["ttl"],
+    });
+    Reply::json(200, &answer)
 }
 
 fn remove_record(world: &mut World, domain: &str, path: &[String]) -> Reply {

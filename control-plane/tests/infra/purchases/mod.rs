@@ -3,6 +3,7 @@
 mod bench;
 mod bootstrap;
 mod credits;
+mod crowds;
 mod ends;
 mod flows;
 mod histories;

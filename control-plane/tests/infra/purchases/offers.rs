@@ -38,6 +38,11 @@ async fn nothing_is_asked_for_what_cannot_be_sold(store: Store) {
         body
     };
     domain(of("free.com", json!({}))).await.ok(402);
+    // A name that is not ASCII needs a language that its ending knows.
+    let in_language = |code: Value| domain(of("münchen.com", json!({ "languageCode": code })));
+    names(&in_language(Value::Null).await, 400, "language_code_required", "one of ger, spa");
+    names(&in_language(json!("xyz")).await, 400, "language_code_required", "languageCode");
+    in_language(json!("ger")).await.ok(402);
     domain(of("taken.com", json!({}))).await.refused(409, "domain_not_available");
     names(&domain(of("no name", json!({}))).await, 400, "invalid_field", "domain");
     names(&domain(of("free.com", json!({ "years": 0 }))).await, 400, "invalid_field", "years");
@@ -74,6 +79,9 @@ async fn nothing_is_asked_for_what_cannot_be_sold(store: Store) {
     ] {
         names(&server(json!({ field: value })).await, 400, "invalid_field", field);
     }
+    names(&server(json!({ "region": "nowhere" })).await, 400, "invalid_field", "none of the vendor's");
+    let elsewhere = json!({ "plan": "e3_1240v3", "region": "NL-Amsterdam" });
+    names(&server(elsewhere).await, 400, "invalid_field", "does not have this plan");
     server(json!({ "region": "NL-Amsterdam" })).await.refused(409, "out_of_stock");
     server(json!({ "agentId": market.agent.id })).await.refused(503, "bootstrap_not_configured");
     market

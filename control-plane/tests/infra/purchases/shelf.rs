@@ -305,6 +305,14 @@ impl Registrar for Shelf {
         })
     }
 
+    async fn endings(&self) -> Result<Vec<String>, VendorError> {
+        Ok(Vec::new())
+    }
+
+    async fn languages(&self, _: &Slug) -> Result<Vec<String>, VendorError> {
+        Ok(Vec::new())
+    }
+
     async fn contact_schema(&self, domain: &DomainName) -> Result<Option<Value>, VendorError> {
         self.read().await?;
         let asks = domain.tld() == "eu";
@@ -349,7 +357,7 @@ impl Registrar for Shelf {
             bought_at: Some(held.bought_at),
             expires_at: Some(held.expires_at),
             renews_itself: false,
-            hosted: true,
+            hosted: Some(true),
         }))
     }
 
@@ -357,10 +365,38 @@ impl Registrar for Shelf {
         self.read().await?;
         Ok(Vec::new())
     }
+
+    async fn confirmation(&self, _: &DomainName) -> Result<Confirmation, VendorError> {
+        Ok(Confirmation::Given)
+    }
+
+    async fn stop_renewing(&self, _: &DomainName, _: Deadline) -> Result<(), VendorError> {
+        Ok(())
+    }
+
+    async fn reset_nameservers(&self, _: &DomainName, _: Deadline) -> Result<(), VendorError> {
+        Ok(())
+    }
 }
 
 #[async_trait]
 impl ComputeProvider for Shelf {
+    async fn account(&self) -> Result<Account, VendorError> {
+        Ok(Account { id: 1, email: None })
+    }
+
+    async fn plan(&self, _: &Slug) -> Result<Option<Plan>, VendorError> {
+        Ok(None)
+    }
+
+    async fn region(&self, _: &Slug) -> Result<Option<Region>, VendorError> {
+        Ok(None)
+    }
+
+    async fn project(&self, id: u64) -> Result<Option<Project>, VendorError> {
+        Ok(Some(Project { id, name: "p".to_owned() }))
+    }
+
     async fn plans(&self) -> Result<Vec<Plan>, VendorError> {
         self.read().await?;
         let world = self.world.lock();

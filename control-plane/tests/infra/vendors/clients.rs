@@ -4,10 +4,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use chrono::{Months, Utc};
+use chrono::{DateTime, Months, TimeDelta, Utc};
 use otonix_control_plane::upstream::providers::{
-    Deadline, DnsZone as _, NewRecord, OrderState, RecordData, Refusal, Registrar as _, RenewDomain,
-    VendorError,
+    Confirmation, Deadline, DnsZone as _, NewRecord, OrderState, RecordData, Refusal, Registrar as _,
+    RenewDomain, VendorError,
 };
 
 use super::{amount, name, order, slug, soon, vercel};
@@ -37,7 +37,7 @@ async fn a_domain_is_bought_and_renewed() {
     assert_eq!(vercel.order(&id).await, Ok(Some(OrderState::Completed { price: Some(amount("11.25")) })));
     assert_eq!(vercel.order(&slug("order_none")).await, Ok(None));
     let bought = vercel.domain(&name(NAME)).await.expect("an answer").expect("a domain");
-    assert!(bought.bought_at.is_some() && bought.hosted && !bought.renews_itself);
+    assert!(bought.bought_at.is_some() && bought.hosted == Some(true) && !bought.renews_itself);
     fake.with(|world| world.vercel.looks = 0);
     let more = RenewDomain { domain: name(NAME), years: 2, expected: amount("22.5") };
     let id = vercel.renew(&more, soon()).await.expect("an order");
@@ -46,6 +46,63 @@ async fn a_domain_is_bought_and_renewed() {
     assert_eq!(renewed.expires_at, bought.expires_at.map(|end| end + Months::new(24)));
     let sent = fake.seen().into_iter().find(|seen| seen.operation == "buySingleDomain").expect("an order");
     assert_eq!(sent.request.body.expect("a body")["autoRenew"], false);
+    assert!(fake.violations().is_empty(), "{:?}", fake.violations());
+}
+
+#[tokio::test]
+async fn the_registrar_tells_of_a_domain_beside_its_end_and_mends_it() {
+    let fake = Fake::start();
+    let vercel = vercel(&fake.url(), fake.token());
+    assert!(vercel.endings().await.expect("endings").contains(&"dev".to_owned()));
+    assert_eq!(vercel.languages(&slug("dev")).await.expect("languages"), ["ger", "spa"]);
+    let none = vercel.confirmation(&name(NAME)).await.expect_err("not ours");
+    assert_eq!(none.refusal(), Some(Refusal::NotRegistered));
+    vercel.buy(&order(NAME), soon()).await.expect("an order");
+    assert!(vercel.domain(&name(NAME)).await.expect("an answer").is_some());
+    let early = vercel.confirmation(&name(NAME)).await.expect_err("bought a moment ago");
+    assert_eq!(early.refusal(), Some(Refusal::TooEarly));
+    fake.advance(TimeDelta::minutes(31));
+    assert_eq!(vercel.confirmation(&name(NAME)).await, Ok(Confirmation::Given));
+    let until = DateTime::from_timestamp(1_900_000_000, 0).expect("a time");
+    fake.with(|world| {
+        world.vercel.unconfirmed.insert(NAME.to_owned(), until);
+        world.vercel.elsewhere.insert(NAME.to_owned());
+        world.vercel.domains.get_mut(NAME).expect("ours").renews_itself = true;
+    });
+    let awaited = Confirmation::Awaited { until: Some(until) };
+    assert_eq!(vercel.confirmation(&name(NAME)).await, Ok(awaited));
+    let owned = vercel.domain(&name(NAME)).await.expect("an answer").expect("ours");
+    assert_eq!((owned.renews_itself, owned.hosted), (true, Some(false)));
+    for _ in 0..2 {
+        vercel.stop_renewing(&name(NAME), soon()).await.expect("done");
+        vercel.reset_nameservers(&name(NAME), soon()).await.expect("done");
+    }
+    let owned = vercel.domain(&name(NAME)).await.expect("an answer").expect("ours");
+    assert_eq!((owned.renews_itself, owned.hosted), (false, Some(true)));
+    let none = vercel.stop_renewing(&name("other.dev"), soon()).await.expect_err("not ours");
+    assert_eq!(none.refusal(), Some(Refusal::NotFound));
+    assert!(fake.violations().is_empty(), "{:?}", fake.violations());
+}
+
+#[tokio::test]
+async fn a_record_becomes_another_in_its_place() {
+    let fake = Fake::start();
+    let vercel = vercel(&fake.url(), fake.token());
+    vercel.buy(&order(NAME), soon()).await.expect("an order");
+    assert!(vercel.domain(&name(NAME)).await.expect("an answer").is_some());
+    let at = |last: u8| {
+        let data = RecordData::A(Ipv4Addr::new(185, 150, 0, last));
+        NewRecord { name: String::new(), ttl: 300, data }
+    };
+    let id = vercel.create_record(&name(NAME), &at(1), soon()).await.expect("a record");
+    vercel.change_record(&id, &at(2), soon()).await.expect("changed");
+    let there = vercel.records(&name(NAME)).await.expect("an answer").expect("a zone");
+    assert!(there.len() == 1 && there[0].id == id && at(2).is(&there[0]), "{there:?}");
+    fake.fail("updateRecord", How::Lost);
+    let lost = vercel.change_record(&id, &at(3), soon()).await.expect_err("no answer");
+    assert_eq!(lost.refusal(), None);
+    let gone = vercel.change_record(&slug("rec_none"), &at(4), soon()).await.expect_err("no such record");
+    assert_eq!(gone.refusal(), Some(Refusal::NotFound));
     assert!(fake.violations().is_empty(), "{:?}", fake.violations());
 }
 

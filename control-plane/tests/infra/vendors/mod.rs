@@ -2,6 +2,7 @@
 
 mod clients;
 mod contract;
+mod doctor;
 mod prism;
 mod routes;
 mod servers;

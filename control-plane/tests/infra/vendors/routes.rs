@@ -6,6 +6,7 @@ use super::{order, soon, vercel};
 use crate::fake::Fake;
 use crate::fake::cherry::PROJECT;
 use crate::fake::switches::How;
+use crate::fake::vercel::Owned;
 use crate::support::{Key, Server, Store, on_each_store};
 use otonix_control_plane::upstream::providers::{ComputeProvider as _, Registrar as _};
 
@@ -16,6 +17,7 @@ on_each_store!(
     a_server_is_its_owners,
     nothing_strange_reaches_a_vendor,
     a_vendor_that_is_away_is_said_to_be,
+    what_was_bought_is_listed_in_pages,
 );
 
 const NAME: &str = "agent-seven.dev";
@@ -288,4 +290,74 @@ async fn a_vendor_that_is_away_is_said_to_be(store: Store) {
     assert_eq!(fake.count("listRegions"), 3);
     server.get("/api/cherry/regions").await.refused(503, "upstream_unavailable");
     assert_eq!(fake.count("listRegions"), 3);
+}
+
+/// What a list shows, page by page.
+async fn pages(
+    first: &str,
+    ask: impl AsyncFn(&str) -> crate::support::Answer,
+) -> Vec<Vec<serde_json::Value>> {
+    let (mut path, mut all) = (first.to_owned(), Vec::new());
+    loop {
+        let page = ask(&path).await;
+        all.push(page.list());
+        match page.next_page() {
+            Some(next) => path = next,
+            None => return all,
+        }
+    }
+}
+
+async fn what_was_bought_is_listed_in_pages(store: Store) {
+    let fake = Fake::start();
+    let server = with(store, &fake, &[]).await;
+    let key = server.key("own").await;
+    let start = chrono::DateTime::from_timestamp(1_700_000_000, 0).expect("a time");
+    fake.with(|world| {
+        for index in 0..230_u32 {
+            // Some at the same time.
+            let bought_at = start + chrono::TimeDelta::hours(i64::from(index / 3));
+            let owned = Owned {
+                bought_at,
+                expires_at: bought_at + chrono::TimeDelta::days(365),
+                renews_itself: false,
+                records: Vec::new(),
+                contact: json!(null),
+            };
+            world.vercel.domains.insert(format!("d{index:03}.com"), owned);
+            world.cherry.put(u64::from(index) + 1, "e3_1240v3", "10.0.0.1");
+            world.cherry.machines.get_mut(&(u64::from(index) + 1)).expect("it is there").created_at =
+                bought_at;
+        }
+    });
+    let servers = format!("/api/cherry/servers/{PROJECT}");
+    for (path, time, id) in
+        [("/api/vercel/domains", "registeredAt", "name"), (servers.as_str(), "createdAt", "id")]
+    {
+        let read = pages(path, async |path| server.as_operator("GET", path).await).await;
+        assert_eq!(read.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 30], "{path}");
+        let all = read.concat();
+        let mut ids: Vec<String> = all.iter().map(|row| row[id].to_string()).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 230, "{path}");
+        assert!(all.is_sorted_by(|a, b| a[time].as_str() >= b[time].as_str()), "{path}");
+        server.as_operator("GET", &format!("{path}?limit=0")).await.refused(400, "invalid_query");
+        server.as_operator("GET", &format!("{path}?cursor=x")).await.refused(400, "invalid_query");
+        assert!(server.get(path).key(&key).await.list().is_empty(), "{path}");
+    }
+    // A key sees its own, in pages too.
+    let agent = server.register(&key, "seven").await;
+    for index in 0..3 {
+        let body = json!({"name": format!("own{index}.com"), "agentId": agent.id, "managed": true});
+        server.as_operator("POST", "/api/domains").json(body).await.ok(201);
+        let body = json!({"name": format!("s{index}"), "agentId": agent.id, "managed": true, "serverId": 50 + index});
+        server.as_operator("POST", "/api/sandboxes").json(body).await.ok(201);
+    }
+    for path in ["/api/vercel/domains", servers.as_str()] {
+        let first = format!("{path}?limit=2");
+        let read = pages(&first, async |path| server.get(path).key(&key).await).await;
+        assert_eq!(read.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1], "{path}");
+    }
+    assert!(fake.violations().is_empty(), "{:?}", fake.violations());
 }

@@ -26,6 +26,24 @@ async fn the_only_team_of_a_token_is_billed() {
 }
 
 #[tokio::test]
+async fn what_an_order_names_is_looked_up_by_itself() {
+    let fake = Fake::start();
+    let cherry = cherry(&fake.url(), fake.token());
+    assert_eq!(cherry.account().await.expect("an account").email.as_deref(), Some("ops@example.com"));
+    let project = cherry.project(PROJECT).await.expect("an answer").expect("a project");
+    assert_eq!((project.id, project.name.as_str()), (PROJECT, "project-321"));
+    assert_eq!(cherry.project(999).await, Ok(None));
+    assert!(cherry.region(&slug("LT-Siauliai")).await.expect("an answer").is_some());
+    assert_eq!(cherry.region(&slug("nowhere")).await, Ok(None));
+    // Its price is the one of the list, VAT included.
+    let plan = cherry.plan(&slug(PLAN)).await.expect("an answer").expect("a plan");
+    let listed = cherry.plans().await.expect("plans");
+    assert!(listed.contains(&plan), "{plan:?}");
+    assert_eq!(cherry.plan(&slug("none")).await, Ok(None));
+    assert!(fake.violations().is_empty(), "{:?}", fake.violations());
+}
+
+#[tokio::test]
 async fn a_server_is_bought_found_by_its_tag_and_ended() {
     let fake = Fake::start();
     let cherry = cherry(&fake.url(), fake.token());
@@ -74,6 +92,32 @@ async fn a_server_is_bought_found_by_its_tag_and_ended() {
     cherry.delete(id, soon()).await.expect("gone");
     cherry.delete(id, soon()).await.expect("gone before");
     assert_eq!(cherry.server(id).await.expect("an answer"), None);
+    assert!(fake.violations().is_empty(), "{:?}", fake.violations());
+}
+
+#[tokio::test]
+async fn every_server_of_a_project_is_seen_or_none() {
+    let fake = Fake::start();
+    let cherry = cherry(&fake.url(), fake.token());
+    fake.with(|world| (1..=350).for_each(|id| world.cherry.put(id, PLAN, "10.0.0.1")));
+    let ids = async || -> Vec<u64> {
+        let all = cherry.servers(PROJECT).await.expect("a list");
+        all.iter().map(|server| server.id).collect()
+    };
+    assert_eq!(ids().await, (1..=350).collect::<Vec<u64>>());
+    assert_eq!(fake.count("listServers"), 4);
+    // One of the first page goes while the list is read: what follows moves up, and nobody is passed over.
+    fake.with(|world| world.cherry.going = vec![7]);
+    assert_eq!(ids().await, (1..=350).filter(|id| *id != 7).collect::<Vec<u64>>());
+    // The second page is not answered: that is no list, and no empty one.
+    fake.fail("listServers", How::Late(std::time::Duration::ZERO));
+    fake.fail_times("listServers", How::Instead(500), 9);
+    let why = cherry.servers(PROJECT).await.expect_err("half a list");
+    assert_eq!(why.refusal(), Some(Refusal::Unavailable));
+    fake.mend();
+    // A list that never stands still is none either.
+    fake.with(|world| world.cherry.going = (100..200).collect());
+    assert!(cherry.servers(PROJECT).await.is_err());
     assert!(fake.violations().is_empty(), "{:?}", fake.violations());
 }
 
