@@ -17,6 +17,8 @@ on_each_store!(
     an_agent_s_machine_is_replaced,
     tokens_are_listed_and_revoked,
     machines_race_for_a_token,
+    fifty_machines_race_over_all_replicas,
+    one_machine_asks_fifty_times_at_once,
     an_agent_s_key_is_good_for_its_agent_alone,
     the_laws_are_kept_and_handed_out,
     bad_fields_are_named,
@@ -230,6 +232,78 @@ async fn machines_race_for_a_token(store: Store) {
     let won = statuses.iter().filter(|status| **status == 201).count();
     assert_eq!(won, 3, "{statuses:?}");
     assert!(statuses.iter().all(|status| matches!(status, 201 | 409)), "{statuses:?}");
+}
+
+/// Sends all at once, to each server in turn; the answers.
+async fn at_once(servers: &[&Server], bodies: Vec<Value>) -> Vec<Answer> {
+    let ask = |(index, body): (usize, Value)| {
+        tokio::spawn(servers[index % servers.len()].post("/api/enrol").json(body).attempt())
+    };
+    let asking: Vec<_> = bodies.into_iter().enumerate().map(ask).collect();
+    let mut answers = Vec::new();
+    for one in asking {
+        answers.push(one.await.expect("no panic").expect("an answer"));
+    }
+    answers
+}
+
+async fn fifty_machines_race_over_all_replicas(store: Store) {
+    let one = started(store).await;
+    let other = if store == Store::Postgres { Some(one.replica().await) } else { None };
+    let servers: Vec<&Server> = [&one].into_iter().chain(&other).collect();
+    let owner = one.key("owner").await;
+    let body = json!({"uses": 7, "tag": "herd", "grant": 5, "ownerId": owner.owner});
+    let made = one.as_operator("POST", "/api/enrolment-tokens").json(body).await.ok(201);
+    let token = text(&made["token"]);
+    let bodies = (0..50).map(|_| enrolment(&token, &PrivateKeySigner::random(), &token)).collect();
+    let answers = at_once(&servers, bodies).await;
+    let mut won = Vec::new();
+    for answer in &answers {
+        match answer.status {
+            201 => won.push(enrolled(&answer.json())),
+            _ => _ = answer.refused(409, "enrolment_token_used"),
+        }
+    }
+    assert_eq!(won.len(), 7);
+    let rows = one.get("/api/agents?limit=1000").key(&owner).await.list();
+    assert_eq!(rows.len(), 7, "those that were refused left nothing");
+    for (index, agent) in won.iter().enumerate() {
+        let server = servers[index % servers.len()];
+        server.beat(agent).await;
+        assert_eq!(server.look(agent).await["credits"], json!(5));
+    }
+    let left = one.get("/api/enrolment-tokens").key(&owner).await.list();
+    assert_eq!(left[0]["usesLeft"], 0);
+    one.audit();
+}
+
+async fn one_machine_asks_fifty_times_at_once(store: Store) {
+    let one = started(store).await;
+    let other = if store == Store::Postgres { Some(one.replica().await) } else { None };
+    let servers: Vec<&Server> = [&one].into_iter().chain(&other).collect();
+    let owner = one.key("owner").await;
+    let body = json!({"grant": 5, "ownerId": owner.owner});
+    let made = one.as_operator("POST", "/api/enrolment-tokens").json(body).await.ok(201);
+    let body = enrolment(&text(&made["token"]), &PrivateKeySigner::random(), &text(&made["token"]));
+    let answers = at_once(&servers, vec![body; 50]).await;
+    let machines: Vec<Agent> = answers.iter().map(|answer| enrolled(&answer.ok(201))).collect();
+    assert!(machines.iter().all(|machine| machine.id == machines[0].id), "it is one agent");
+    // Each answer has its own key; the last one that was made is good, and all others are void.
+    let keys = one.get("/api/keys?limit=1000").key(&owner).await.list();
+    let good: Vec<String> = keys
+        .iter()
+        .filter(|key| key["kind"] == "agent" && key["status"] == "active")
+        .map(|key| text(&key["id"]))
+        .collect();
+    let [good] = good.as_slice() else { panic!("not one key is good: {good:?}") };
+    let machine = machines.iter().find(|machine| machine.key.id == *good).expect("its answer was given");
+    for server in &servers {
+        server.beat(machine).await;
+    }
+    let shown = one.look(machine).await;
+    assert_eq!((&shown["credits"], &shown["apiKeyId"]), (&json!(5), &json!(good)));
+    assert_eq!(one.get("/api/agents").key(&owner).await.list().len(), 1);
+    one.audit();
 }
 
 /// Every route, by an agent's own key: (method, path, for its own agent, for its owner's other agent).

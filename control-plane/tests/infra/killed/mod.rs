@@ -5,6 +5,7 @@
 
 mod births;
 mod domains;
+mod enrolments;
 mod gate;
 mod paused;
 mod servers;
@@ -95,6 +96,11 @@ impl Scene {
         self.town.pass(time);
         self.fake.advance(time);
         self.clock.advance(time.num_seconds());
+    }
+
+    /// How far the program's clock is ahead, seconds.
+    pub fn ahead(&self) -> i64 {
+        self.clock.ahead()
     }
 
     /// The replica in this process has no time of its own: it is now as late as the program.
