@@ -84,6 +84,8 @@ pub struct Shared {
     pub health: Health,
     /// There is a purchase to carry out; a shortcut, the database has them all.
     pub purchases: Notify,
+    /// New servers are looked at one pass after the other.
+    pub deployments: tokio::sync::Mutex<()>,
     /// What the network front counts.
     pub net: Arc<Stats>,
     draining: AtomicBool,
@@ -107,6 +109,7 @@ impl Shared {
             admission: Admission::default(),
             health: Health::default(),
             purchases: Notify::new(),
+            deployments: tokio::sync::Mutex::default(),
             net: Arc::default(),
             draining: AtomicBool::new(false),
             last_cycle: AtomicI64::new(0),

@@ -8,9 +8,7 @@ use otonix_sdk::money::MicroUsd;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::upstream::providers::{
-    ComputeProvider, Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError,
-};
+use crate::upstream::providers::{Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError};
 
 /// What an amount of a vendor is in USDC, rounded up to the micro-unit.
 ///
@@ -130,8 +128,8 @@ pub async fn server(
     periods: u32,
 ) -> Result<ServerQuote, Error> {
     let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
-    let sold = sold(compute.as_ref(), plan).await?.ok_or_else(|| Error::invalid("plan", "is not sold"))?;
-    let quote = priced(app, sold, cycle, periods)?;
+    let found = sold_now(app).await?.into_iter().find(|known| known.slug == *plan);
+    let quote = priced(app, found.ok_or_else(|| Error::invalid("plan", "is not sold"))?, cycle, periods)?;
     let Some(stock) = quote.plan.stock.iter().find(|stock| stock.region == *region) else {
         let known = compute.region(region).await.map_err(vendor_error)?;
         let why = if known.is_some() { "does not have this plan" } else { "is none of the vendor's" };
@@ -149,19 +147,28 @@ pub async fn server(
 ///
 /// # Errors
 /// 400 for a plan or cycle that is not sold, 503.
-pub async fn period(app: &App, plan: &Slug, cycle: Cycle, periods: u32) -> Result<ServerQuote, Error> {
+pub async fn period(
+    app: &App,
+    sold: &[Plan],
+    plan: &Slug,
+    cycle: Cycle,
+    periods: u32,
+) -> Result<ServerQuote, Error> {
     let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
-    let found = match sold(compute.as_ref(), plan).await? {
-        Some(found) => Some(found),
+    let found = match sold.iter().find(|known| known.slug == *plan) {
+        Some(found) => Some(found.clone()),
         None => compute.plan(plan).await.map_err(vendor_error)?,
     };
     priced(app, found.ok_or_else(|| Error::invalid("plan", "is none of the vendor's"))?, cycle, periods)
 }
 
-/// A plan as it is sold to this account.
-async fn sold(compute: &dyn ComputeProvider, plan: &Slug) -> Result<Option<Plan>, Error> {
-    let plans = compute.plans().await.map_err(vendor_error)?;
-    Ok(plans.into_iter().find(|known| known.slug == *plan))
+/// What is sold to this account at this moment.
+///
+/// # Errors
+/// 503 when the vendor cannot be asked.
+pub async fn sold_now(app: &App) -> Result<Vec<Plan>, Error> {
+    let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
+    compute.plans().await.map_err(vendor_error)
 }
 
 fn priced(app: &App, plan: Plan, cycle: Cycle, periods: u32) -> Result<ServerQuote, Error> {

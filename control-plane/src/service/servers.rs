@@ -105,7 +105,20 @@ pub async fn act(
     let action = action(body, &row.name)?;
     compute(app)?.act(id, &action, Deadline::after(WRITE_TIME)).await.map_err(failed)?;
     let told = ServerTold { id, kind, status: "accepted".to_owned() };
-    app.writer.run(Target::Shared, idem, move |_| Box::pin(async move { Ok(told) })).await
+    let power = match action {
+        ServerAction::PowerOff => Some(false),
+        ServerAction::PowerOn | ServerAction::Reboot | ServerAction::Rebuild { .. } => Some(true),
+        ServerAction::EnterRescueMode { .. } | ServerAction::ExitRescueMode => None,
+    };
+    let noted = app.writer.run(Target::Shared, idem, move |tx| {
+        Box::pin(async move {
+            if let Some(on) = power {
+                sandboxes::turned(tx, row.id, on).await?;
+            }
+            Ok(told)
+        })
+    });
+    noted.await
 }
 
 /// Ends a caller's own server, and its bill. What was paid and not used is not given back.

@@ -24,7 +24,8 @@ pub async fn silent(conn: &mut Conn, limit: i64) -> Result<Vec<Patient>, StoreEr
     const SQL: &str = "SELECT a.id AS agent_id, s.id AS sandbox_id, s.vendor_id, a.last_heartbeat FROM sandboxes s \
         JOIN agents a ON a.id = s.agent_id WHERE s.managed AND s.status = 'running' AND s.vendor_id IS NOT NULL \
         AND s.powered_off_at IS NULL AND a.status = 'inactive' AND a.killed_at IS NULL \
-        AND a.survival_tier <> 'terminated' AND a.last_heartbeat IS NOT NULL ORDER BY a.last_heartbeat, a.id LIMIT $1";
+        AND a.survival_tier <> 'terminated' AND a.last_heartbeat IS NOT NULL ORDER BY a.last_heartbeat, a.id, \
+        s.created_at DESC, s.id DESC LIMIT $1";
     Ok(on!(conn, |c| sqlx::query_as(SQL).bind(limit).fetch_all(c).await?))
 }
 

@@ -138,7 +138,7 @@ pub struct Renewals {
 /// [`StoreError`] when the database refuses or is away.
 pub async fn renewals(conn: &mut Conn) -> Result<Renewals, StoreError> {
     const SQL: &str = "SELECT count(*), CAST(COALESCE(SUM(CASE WHEN status = 'delivered' THEN 1 ELSE 0 END), 0) \
-        AS BIGINT) FROM purchases WHERE kind = 'renewal'";
+        AS BIGINT) FROM purchases WHERE kind = 'renewal' AND held > 0";
     let (attempts, successes): (i64, i64) = on!(conn, |c| sqlx::query_as(SQL).fetch_one(c).await?);
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     Ok(Renewals { attempts: count(attempts), successes: count(successes) })

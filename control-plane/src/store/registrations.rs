@@ -14,6 +14,8 @@ pub struct Registration {
     pub name: String,
     pub agent_id: Option<Uuid>,
     pub sandbox_id: Option<Uuid>,
+    /// Until when it is ours, if anybody has said.
+    pub expires_at: Option<DateTime<Utc>>,
     /// Whether the registrant has confirmed; `None`: not known.
     pub contact_verified: Option<bool>,
     /// Until when it must be.
@@ -30,7 +32,7 @@ pub async fn due(
     here_since: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<Registration>, StoreError> {
-    const SQL: &str = "SELECT id, name, agent_id, sandbox_id, contact_verified, verify_by FROM domains \
+    const SQL: &str = "SELECT id, name, agent_id, sandbox_id, expires_at, contact_verified, verify_by FROM domains \
         WHERE managed AND status = 'active' AND (registrar_at <= $1 OR (registrar_at IS NULL AND created_at <= $2)) \
         ORDER BY COALESCE(registrar_at, created_at), id LIMIT $3";
     Ok(on!(conn, |c| sqlx::query_as(SQL).bind(now).bind(here_since).bind(limit).fetch_all(c).await?))

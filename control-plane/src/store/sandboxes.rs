@@ -245,12 +245,12 @@ pub async fn deploying(conn: &mut Conn, limit: i64) -> Result<Vec<Deploying>, St
         .collect())
 }
 
-/// Notes since when the vendor does not know a new server, or that it does.
+/// Notes since when the vendor does not know a managed server, or that it does.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn note_missing(tx: &mut Tx, id: Uuid, since: Option<DateTime<Utc>>) -> Result<(), StoreError> {
-    const SQL: &str = "UPDATE sandboxes SET missing_since = $2 WHERE id = $1 AND status = 'deploying'";
+    const SQL: &str = "UPDATE sandboxes SET missing_since = $2 WHERE id = $1 AND managed";
     on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(since).execute(c).await?.rows_affected());
     Ok(())
 }
@@ -263,6 +263,23 @@ pub async fn mended(tx: &mut Tx, id: Uuid, ip_address: Option<&str>) -> Result<(
     const SQL: &str = "UPDATE sandboxes SET status = 'running', ip_address = COALESCE($2, ip_address) \
         WHERE id = $1 AND managed AND status = 'error'";
     on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(ip_address).execute(c).await?.rows_affected());
+    Ok(())
+}
+
+/// Notes that the owner of a managed server has turned it off, or on again: one that is off on purpose is not healed.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn turned(tx: &mut Tx, id: Uuid, on: bool) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE sandboxes SET status = $2 WHERE id = $1 AND managed AND status = $3";
+    let (after, before) = if on { ("running", "stopped") } else { ("stopped", "running") };
+    on!(&mut tx.conn, |c| sqlx::query(SQL)
+        .bind(id)
+        .bind(after)
+        .bind(before)
+        .execute(c)
+        .await?
+        .rows_affected());
     Ok(())
 }
 

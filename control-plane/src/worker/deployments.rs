@@ -63,12 +63,14 @@ fn verdict(seen: Seen, row: &Deploying, now: DateTime<Utc>) -> Verdict {
     }
 }
 
-/// One pass over servers that are not running yet.
+/// One pass over servers that are not running yet; none while another goes on, so that a slow vendor is not asked more
+/// and more.
 ///
 /// # Errors
 /// 503 without database.
 pub async fn look(app: &App, held: Held) -> Result<(), Error> {
     let Some(compute) = &app.vendors.compute else { return Ok(()) };
+    let Ok(_alone) = app.shared.deployments.try_lock() else { return Ok(()) };
     let waiting = app.db.read(move |conn| Box::pin(async move { sandboxes::deploying(conn, BATCH).await }));
     for row in waiting.await? {
         let asked = match row.at.vendor_id.parse() {

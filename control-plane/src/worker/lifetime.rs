@@ -1,29 +1,26 @@
 //! Servers live as long as somebody pays: extended from their agent's credits in time; else warned of, the wallet swept
 //! for what it has, powered off, and deleted before the vendor begins a period that nobody paid.
 //!
-//! Powering and deleting are repeated until the vendor has answered: doing them twice changes nothing. A period is paid in
-//! the transaction that moves its end, and only from the end that was seen.
+//! Powering and deleting are repeated until the vendor has answered: doing them twice changes nothing. What is paid is in
+//! `periods.rs`.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use otonix_sdk::api::attached::Attached;
 use otonix_sdk::api::commands::Command;
 use otonix_sdk::error::ErrorCode;
-use otonix_sdk::ids::{AgentId, CommandId};
-use otonix_sdk::money::MicroUsd;
+use otonix_sdk::ids::CommandId;
 use std::time::Duration;
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::service::purchases::book::Wanted;
-use crate::service::purchases::item::Item;
-use crate::service::purchases::{offers, open};
 use crate::store::actions::{self, ActionRow};
 use crate::store::agents::AgentState;
 use crate::store::tenancies::{self, Ending, Tenancy};
 use crate::store::writer::{Notice, Target, Tx};
-use crate::store::{agents, commands, sandboxes, warnings};
+use crate::store::{agents, commands, warnings};
 use crate::upstream::providers::{ComputeProvider, Cycle, Deadline, Refusal, ServerAction, VendorError};
+use crate::worker::periods::{Sold, extend};
 use crate::worker::{Held, hold};
 
 const LEASE: &str = "lifetime";
@@ -33,12 +30,10 @@ const PAGE: i64 = 200;
 const LEAD: TimeDelta = TimeDelta::hours(24);
 const HOURLY_LEAD: TimeDelta = TimeDelta::hours(2);
 /// So long before the end it is powered off, and deleted: the vendor bills the next period from the end on.
-const LAST_CALL: TimeDelta = TimeDelta::minutes(10);
+pub(super) const LAST_CALL: TimeDelta = TimeDelta::minutes(10);
 const DELETE_BEFORE: TimeDelta = TimeDelta::minutes(5);
 /// After it was powered off it is not powered on before whatever was sent has certainly come.
 const REST: TimeDelta = TimeDelta::minutes(2);
-/// Hours that are bought at once, and what is tried when the credits are too few.
-const HOURS: [u32; 3] = [24, 6, 1];
 const SEND_FOR: Duration = Duration::from_secs(55);
 
 /// One pass over the servers whose time ends soon.
@@ -52,8 +47,9 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
     let until = app.clock.now() + LEAD;
     let due =
         app.db.read(move |conn| Box::pin(async move { tenancies::ending_before(conn, until, PAGE).await }));
+    let sold = Sold::new();
     for tenancy in due.await? {
-        if let Err(error) = keep(app, held, compute.as_ref(), &tenancy).await {
+        if let Err(error) = keep(app, held, compute.as_ref(), &sold, &tenancy).await {
             tracing::warn!(server.id = tenancy.vendor_id, %error, "a server's time could not be seen to");
         }
     }
@@ -66,11 +62,17 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
     Ok(())
 }
 
-fn lead(tenancy: &Tenancy) -> TimeDelta {
+pub(super) fn lead(tenancy: &Tenancy) -> TimeDelta {
     if Cycle::parse(&tenancy.cycle) == Some(Cycle::Hourly) { HOURLY_LEAD } else { LEAD }
 }
 
-async fn keep(app: &App, held: Held, compute: &dyn ComputeProvider, tenancy: &Tenancy) -> Result<(), Error> {
+async fn keep(
+    app: &App,
+    held: Held,
+    compute: &dyn ComputeProvider,
+    sold: &Sold,
+    tenancy: &Tenancy,
+) -> Result<(), Error> {
     let now = app.clock.now();
     let last_call = tenancy.paid_until - LAST_CALL;
     if let Some(off) = tenancy.powered_off_at
@@ -79,7 +81,7 @@ async fn keep(app: &App, held: Held, compute: &dyn ComputeProvider, tenancy: &Te
     {
         return power_on(app, held, compute, tenancy).await;
     }
-    if now < tenancy.paid_until - lead(tenancy) || extend(app, held, tenancy).await? {
+    if now < tenancy.paid_until - lead(tenancy) || extend(app, held, compute, sold, tenancy).await? {
         return Ok(());
     }
     if now >= tenancy.paid_until - DELETE_BEFORE {
@@ -91,45 +93,6 @@ async fn keep(app: &App, held: Held, compute: &dyn ComputeProvider, tenancy: &Te
     Ok(())
 }
 
-/// Pays for the next period from the agent's credits; tells whether the server's end has moved.
-async fn extend(app: &App, held: Held, tenancy: &Tenancy) -> Result<bool, Error> {
-    if tenancy.status == "error" {
-        return warn(app, held, tenancy, "the vendor could not install it").await.map(|()| false);
-    }
-    let vendor_id = tenancy.vendor_id.clone();
-    let found = app.db.read(move |conn| Box::pin(async move { sandboxes::managed(conn, &vendor_id).await }));
-    let Some((sandbox, owner, at)) = found.await? else { return Ok(true) };
-    let Some(agent) = tenancy.agent_id else {
-        return warn(app, held, tenancy, "no agent is linked to it").await.map(|()| false);
-    };
-    let hourly = Cycle::parse(&tenancy.cycle) == Some(Cycle::Hourly);
-    let tries: &[Option<u32>] = if hourly { &HOURS.map(Some) } else { &[None] };
-    for periods in tries {
-        let (item, price) = match offers::quote_period(app, &sandbox, &at, *periods).await {
-            Ok(quote) => quote,
-            Err(error @ Error::Invalid { .. }) => {
-                return warn(app, held, tenancy, &error.to_string()).await.map(|()| false);
-            }
-            // Unknown is not unpaid: without a price nothing is decided, until the very end.
-            Err(_) if app.clock.now() < tenancy.paid_until - LAST_CALL => return Ok(true),
-            Err(error) => return warn(app, held, tenancy, &error.to_string()).await.map(|()| false),
-        };
-        let (replica, seen) = (app.replica, tenancy.clone());
-        let paid = app.writer.apply(Target::Alone, move |tx| {
-            Box::pin(async move {
-                held.check(tx, replica).await?;
-                pay(tx, &seen, agent, owner, item, price).await
-            })
-        });
-        match paid.await {
-            Ok(()) => return Ok(true),
-            Err(error) if is_poor(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    warn(app, held, tenancy, "its agent's credits do not cover it").await.map(|()| false)
-}
-
 /// Whether an agent cannot pay, rather than something having gone wrong.
 pub(super) fn is_poor(error: &Error) -> bool {
     matches!(
@@ -138,28 +101,8 @@ pub(super) fn is_poor(error: &Error) -> bool {
     )
 }
 
-async fn pay(
-    tx: &mut Tx,
-    seen: &Tenancy,
-    agent: Uuid,
-    owner: Option<Uuid>,
-    item: Item,
-    price: MicroUsd,
-) -> Result<(), Error> {
-    agents::lock_state(tx, agent).await?;
-    let now = tenancies::lock(tx, seen.id).await?;
-    // Paid by somebody else meanwhile, or given to another agent: that is for the next pass.
-    if now.is_none_or(|now| now.paid_until != seen.paid_until || now.agent_id != Some(agent)) {
-        return Ok(());
-    }
-    let owner = owner.unwrap_or_default();
-    let wanted = Wanted { item, private: None, price, agent, owner, idem: None };
-    open::by_credits_in(tx, AgentId::from(agent), &wanted).await?;
-    Ok(())
-}
-
 /// Tells once for each end that nobody pays, and asks the daemon to bring the wallet's money in.
-async fn warn(app: &App, held: Held, tenancy: &Tenancy, why: &str) -> Result<(), Error> {
+pub(super) async fn warn(app: &App, held: Held, tenancy: &Tenancy, why: &str) -> Result<(), Error> {
     let (replica, seen, why) = (app.replica, tenancy.clone(), why.to_owned());
     let told = app.writer.apply(Target::Alone, move |tx| {
         Box::pin(async move {
@@ -305,9 +248,19 @@ async fn delete(app: &App, held: Held, compute: &dyn ComputeProvider, ending: &E
 }
 
 async fn log(tx: &mut Tx, agent: Option<Uuid>, action: &str) -> Result<(), Error> {
+    log_as(tx, agent, action, "completed").await
+}
+
+pub(super) async fn log_as(
+    tx: &mut Tx,
+    agent: Option<Uuid>,
+    action: &str,
+    status: &str,
+) -> Result<(), Error> {
     let Some(agent) = agent else { return Ok(()) };
     if let Some(state) = agents::states_of(&mut tx.conn, &[agent]).await?.pop() {
-        actions::insert(tx, &[ActionRow::by_server(&state, "infra", action, None, tx.at)]).await?;
+        let line = ActionRow::by_server(&state, "infra", action, None, tx.at);
+        actions::insert(tx, &[ActionRow { status: status.to_owned(), ..line }]).await?;
     }
     Ok(())
 }

@@ -31,6 +31,7 @@ pub mod healing;
 pub mod lifetime;
 pub mod liveness;
 pub mod peers;
+mod periods;
 pub mod purchases;
 pub mod recovery;
 pub mod registrations;

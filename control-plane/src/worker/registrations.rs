@@ -7,10 +7,12 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use otonix_sdk::clock::to_micros;
 
 use crate::app::App;
 use crate::error::Error;
 use crate::store::actions::{self, ActionRow};
+use crate::store::keeping;
 use crate::store::registrations::{self, Registration};
 use crate::store::writer::Tx;
 use crate::store::{agents, warnings};
@@ -75,6 +77,16 @@ async fn keep(app: &App, held: Held, registrar: &dyn Registrar, seen: &Registrat
             return Ok(());
         }
     };
+    if let (None, Some(end)) = (seen.expires_at, owned.expires_at) {
+        // Without an end it would never be renewed.
+        held.write(app, move |tx| {
+            Box::pin(async move {
+                let status = if end > tx.at { "active" } else { "expired" };
+                Ok(keeping::set_end(tx, id, to_micros(end), status).await?)
+            })
+        })
+        .await?;
+    }
     let mended = mend(app, held, registrar, seen, &owned, until).await?;
     let confirmation = registrar.confirmation(&name).await;
     let found = match confirmation {

@@ -28,5 +28,6 @@ mod purchases;
 mod registrations;
 mod renewals;
 mod seat;
+mod tenants;
 mod town;
 mod vendors;

@@ -2,8 +2,11 @@
 //! switched in the vendor's dashboard.
 
 use chrono::TimeDelta;
+use otonix_control_plane::store::domains;
+use otonix_control_plane::store::writer::Target;
 use otonix_control_plane::upstream::providers::Confirmation;
 use otonix_control_plane::worker::registrations;
+use otonix_sdk::api::records::Domain;
 use otonix_sdk::ids::AgentId;
 
 use crate::support::{Store, on_each_store};
@@ -15,6 +18,7 @@ on_each_store!(
     the_registrar_is_kept_from_renewing_by_itself,
     nameservers_are_put_back_where_a_zone_is_kept,
     a_look_is_taken_by_one_replica,
+    a_domain_without_an_end_gets_the_registrar_s,
 );
 
 const NAME: &str = "a.example";
@@ -170,4 +174,22 @@ async fn a_look_is_taken_by_one_replica(store: Store) {
     assert_eq!(told(&town, agent.id).await, (1, 0, 0));
     assert!(town.desk.0.lock().faults.is_empty(), "it was sent once");
     assert!(town.desk.0.lock().done.is_empty(), "and no second time before the next look");
+}
+
+async fn a_domain_without_an_end_gets_the_registrar_s(store: Store) {
+    let town = Town::on(store).await;
+    let agent = town.agent("a", 10).await;
+    let id = town.domain(&agent, NAME, TimeDelta::days(365), None).await;
+    let row = town.domain_row(id).await;
+    let end = row.expires_at;
+    let unknown = Domain { expires_at: None, ..row };
+    let declared = town
+        .app
+        .writer
+        .apply(Target::Alone, move |tx| Box::pin(async move { Ok(domains::update(tx, &unknown).await?) }));
+    declared.await.expect("it is declared");
+    town.pass(minutes(32));
+    pass(&town).await;
+    let row = town.domain_row(id).await;
+    assert_eq!((row.expires_at, row.status.as_str()), (end, "active"));
 }

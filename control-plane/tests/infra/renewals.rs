@@ -2,6 +2,7 @@
 //! operator or the registrar's price says.
 
 use chrono::{Months, TimeDelta};
+use otonix_control_plane::service::automation;
 use otonix_control_plane::service::purchases::{lists, resolve};
 use otonix_control_plane::store::list::Query;
 use otonix_control_plane::worker::{purchases, renewal};
@@ -93,6 +94,8 @@ async fn the_operator_agrees_to_a_price(store: Store) {
     assert_eq!((asked.subject.as_str(), asked.failure_code.as_deref()), (NAME, Some("price_moved")));
     assert_eq!((case.credits().await.as_str(), case.renewed()), ("100", 0), "nothing is set aside");
     assert_eq!(case.town.failures(case.agent, "domain a.example is not renewed").await, 1);
+    let done = automation::done(&case.town.app).await.expect("the database").renewals;
+    assert_eq!((done.attempts, done.successes), (0, 0), "a question is no attempt");
     case.town.audit().await;
     // It cannot be called delivered: nobody has paid for it.
     assert_eq!(case.resolve("delivered").await.map(|_| ()), Err("conflict".to_owned()));
@@ -106,6 +109,8 @@ async fn the_operator_agrees_to_a_price(store: Store) {
     let later = end.checked_add_months(Months::new(12)).expect("a time");
     assert_eq!(case.town.domain_row(case.domain).await.expires_at, Some(later));
     assert_eq!((case.credits().await.as_str(), case.renewed()), ("87.49", 1));
+    let done = automation::done(&case.town.app).await.expect("the database").renewals;
+    assert_eq!((done.attempts, done.successes), (1, 1));
     assert!(case.of("needs_operator").await.is_empty());
     case.town.audit().await;
 }

@@ -48,6 +48,9 @@ pub struct Known {
     /// Cents of an hour and of a month.
     pub hour_cents: u32,
     pub month_cents: u32,
+    /// How often it was asked what is sold, and whether that is not answered.
+    pub plans_asked: usize,
+    pub is_silent: bool,
     /// The plan is sold no more, and billed on.
     pub is_withdrawn: bool,
     /// What the registrar says of registrants; nothing: it does not know yet.
@@ -131,7 +134,17 @@ impl ComputeProvider for Desk {
         Ok(Account { id: 1, email: None })
     }
     async fn plans(&self) -> Result<Vec<Plan>, VendorError> {
-        if self.0.lock().is_withdrawn { Ok(Vec::new()) } else { Ok(vec![self.vps()]) }
+        {
+            let mut known = self.0.lock();
+            known.plans_asked += 1;
+            if known.is_silent {
+                return Err(VendorError::not_done(Refusal::Unavailable, "not now"));
+            }
+            if known.is_withdrawn {
+                return Ok(Vec::new());
+            }
+        }
+        Ok(vec![self.vps()])
     }
     async fn plan(&self, plan: &Slug) -> Result<Option<Plan>, VendorError> {
         Ok(Some(self.vps()).filter(|vps| vps.slug == *plan))

@@ -20,7 +20,7 @@ use crate::service::purchases::{bootstrap, contact};
 use crate::service::{linked_agent, linked_sandbox, record_owner};
 use crate::store::agents::AgentState;
 use crate::store::{purchases, sandboxes};
-use crate::upstream::providers::{Cycle, DomainName, Registrar, Slug};
+use crate::upstream::providers::{Cycle, DomainName, Plan, Registrar, Slug};
 
 /// Years of one purchase.
 const MAX_YEARS: u32 = 10;
@@ -266,12 +266,13 @@ pub async fn server(app: &App, caller: &Caller, project: u64, body: ProvisionSer
     Ok(sale(item, &private, price, agent.as_ref(), owner))
 }
 
-/// More time for a server: what it is and what it costs. `periods`: the usual number when it is not said.
+/// More time for a server: what it is and what it costs by what is sold. `periods`: the usual number when it is not said.
 ///
 /// # Errors
 /// 400, 503.
 pub async fn quote_period(
     app: &App,
+    sold: &[Plan],
     sandbox: &otonix_sdk::api::records::Sandbox,
     at: &sandboxes::AtVendor,
     periods: Option<u32>,
@@ -279,7 +280,7 @@ pub async fn quote_period(
     let cycle = cycle_of(&at.cycle)?;
     let periods = periods_of(cycle, periods)?;
     let plan = Slug::of_field("plan", &at.plan)?;
-    let quote = pricing::period(app, &plan, cycle, periods).await?;
+    let quote = pricing::period(app, sold, &plan, cycle, periods).await?;
     let item = Item::Period(PeriodItem {
         sandbox: sandbox.id,
         vendor_id: at.vendor_id.clone(),
@@ -309,7 +310,8 @@ pub async fn period(app: &App, caller: &Caller, server: u64, body: ExtendServer)
     if compute.server(server).await.map_err(pricing::vendor_error)?.is_none() {
         return Err(Error::not_found("server", server));
     }
-    let (item, price) = quote_period(app, &sandbox, &at, body.periods).await?;
+    let sold = pricing::sold_now(app).await?;
+    let (item, price) = quote_period(app, &sold, &sandbox, &at, body.periods).await?;
     let agent = beneficiary(app, caller, sandbox.agent_id).await?;
     Ok(sale(item, &Private::default(), price, agent.as_ref(), owner))
 }

@@ -18,9 +18,15 @@ use crate::fake::Fake;
 use crate::fake::cherry::PROJECT;
 use crate::fake::switches::How;
 use crate::seat::{Place, Seat};
+use crate::support::database::execute;
 use crate::support::{Store, on_each_store};
+use crate::town::Town;
 
-on_each_store!(a_lost_order_is_found_among_hundreds, half_a_look_is_no_look);
+on_each_store!(
+    a_lost_order_is_found_among_hundreds,
+    half_a_look_is_no_look,
+    new_servers_are_looked_at_by_one_pass_at_a_time,
+);
 
 const PLAN: &str = "B1-1-1gb-20s-shared";
 
@@ -126,4 +132,25 @@ async fn half_a_look_is_no_look(store: Store) {
     crowd.pass(0).await;
     assert_eq!((crowd.row().await.status.as_str(), crowd.made()), ("delivered", 1));
     crowd.seat.audit().await;
+}
+
+async fn new_servers_are_looked_at_by_one_pass_at_a_time(store: Store) {
+    let fake = Fake::start();
+    let options = fake.options();
+    let options: Vec<_> = options.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
+    let place = Place::fresh(store).await;
+    let town = Town::beside(place.url.clone(), &options).await;
+    let agent = town.agent("a", 10).await;
+    for id in 1..=3 {
+        fake.with(|world| world.cherry.put(id, PLAN, "10.0.0.1"));
+        town.server_of(&agent, id, PLAN, "monthly", TimeDelta::days(9), "10.0.0.1").await;
+    }
+    let deploying = "UPDATE sandboxes SET status = 'deploying'";
+    assert_eq!(execute(&place.url, deploying).await, 3);
+    // A vendor that takes its time is not asked the same by the next pass meanwhile.
+    fake.fail("getServer", How::Late(Duration::from_millis(300)));
+    let (one, two) = tokio::join!(worker::run_once(&town.app), worker::run_once(&town.app));
+    assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+    assert_eq!(fake.count("getServer"), 3);
+    assert_eq!(execute(&place.url, deploying).await, 3, "all of them run");
 }
