@@ -168,13 +168,14 @@ impl Chain {
     }
 
     /// Moves USDC (micro-USDC) from any address to another, as its owner would; `suffix` (hex without `0x`) follows
-    /// the arguments in the calldata. Not mined before it returns unless the chain mines at once. Returns the hash.
+    /// the arguments in the calldata. Returns the hash; not mined yet, see [`Chain::send`].
     pub fn transfer(&self, from: &str, to: &str, micros: u64, suffix: &str) -> String {
         let data = format!("0xa9059cbb{}{micros:064x}{suffix}", padded(to));
         self.send(from, &self.asset, &data)
     }
 
-    /// Sends a transaction as `from`, whoever that is. Returns its hash.
+    /// Sends a transaction as `from`, whoever that is. Returns its hash. A chain that mines at once does so a moment
+    /// later: see [`Chain::mined`].
     pub fn send(&self, from: &str, to: &str, data: &str) -> String {
         self.rpc("anvil_impersonateAccount", json!([from]));
         let transaction = json!({"from": from, "to": to, "data": data, "gas": "0x7a120"});
@@ -252,10 +253,19 @@ impl Chain {
     /// # Panics
     /// When the transaction failed, or is not mined within 30 s.
     pub fn mined(&self, hash: &str) -> Value {
+        let receipt = self.outcome(hash);
+        assert_eq!(receipt["status"], "0x1", "transaction {hash} failed: {receipt}");
+        receipt
+    }
+
+    /// Waits for the receipt of a transaction, whatever became of it.
+    ///
+    /// # Panics
+    /// When it is not mined within 30 s.
+    pub fn outcome(&self, hash: &str) -> Value {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(receipt) = self.receipt(hash) {
-                assert_eq!(receipt["status"], "0x1", "transaction {hash} failed: {receipt}");
                 return receipt;
             }
             assert!(Instant::now() < deadline, "transaction {hash} is not mined");

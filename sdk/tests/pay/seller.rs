@@ -189,7 +189,7 @@ fn required(inner: &Inner) -> Response {
     (StatusCode::PAYMENT_REQUIRED, [("payment-required", headers::write(&asked))], "{}").into_response()
 }
 
-/// Carries an authorization out; `None` when it was before.
+/// Carries an authorization out, and waits for its block; `None` when it was before.
 async fn settle(inner: &Arc<Inner>, payload: &ExactPayload) -> Option<String> {
     let signature = eip3009::read_signature(&payload.signature).expect("a signature");
     let call = usdc::transfer_with_authorization(&numbers(&payload.authorization), &signature);
@@ -201,6 +201,9 @@ async fn settle(inner: &Arc<Inner>, payload: &ExactPayload) -> Option<String> {
         let dry = json!([{"from": minter, "to": chain.asset, "data": data}, "latest"]);
         chain.call("eth_call", dry).ok()?;
         let hash = chain.send(&minter, &chain.asset, &data);
+        if chain.outcome(&hash)["status"] != "0x1" {
+            return None;
+        }
         inner.settled.fetch_add(1, Ordering::SeqCst);
         Some(hash)
     })
