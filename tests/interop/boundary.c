@@ -4,6 +4,7 @@
 //
 // The file named by OTONIX_TEST_BOUNDARY holds the number; nothing happens before that file exists. 0 kills nothing.
 // What was reached is appended to the file of that name with ".trace": number, before or after, call, name.
+// With OTONIX_TEST_BOUNDARY_OF=journal,pay only files and folders count whose names begin with one of these.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -37,8 +38,18 @@ static int armed(void) {
     return 1;
 }
 
+static int is_meant(const char *name) {
+    const char *only = getenv("OTONIX_TEST_BOUNDARY_OF");
+    if (!only) return 1;
+    for (;;) {
+        size_t length = strcspn(only, ",");
+        if (length > 0 && strncmp(name, only, length) == 0) return 1;
+        if (only[length] == 0) return 0;
+        only += length + 1;
+    }
+}
+
 static void reached(const char *when, const char *what, int fd, const char *path) {
-    long here = atomic_fetch_add(&passed, 1) + 1;
     char link[64], target[PATH_MAX] = "", line[PATH_MAX + 128], name[PATH_MAX];
     if (!path) {
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -47,7 +58,10 @@ static void reached(const char *when, const char *what, int fd, const char *path
         path = target;
     }
     const char *last = strrchr(path, '/');
-    int length = snprintf(line, sizeof line, "%ld %s %s %s\n", here, when, what, last ? last + 1 : path);
+    last = last ? last + 1 : path;
+    if (!is_meant(last)) return;
+    long here = atomic_fetch_add(&passed, 1) + 1;
+    int length = snprintf(line, sizeof line, "%ld %s %s %s\n", here, when, what, last);
     snprintf(name, sizeof name, "%s.trace", getenv("OTONIX_TEST_BOUNDARY"));
     int trace = syscall(SYS_openat, AT_FDCWD, name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (trace >= 0) {
@@ -61,7 +75,7 @@ static int counts(int fd) {
     if (fd < 3 || !armed()) return 0;
     struct stat about;
     if (syscall(SYS_fstat, fd, &about) != 0) return 0;
-    return S_ISREG(about.st_mode) || S_ISSOCK(about.st_mode);
+    return S_ISREG(about.st_mode) || S_ISSOCK(about.st_mode) || S_ISDIR(about.st_mode);
 }
 
 #define REAL(name) \

@@ -315,6 +315,8 @@ export async function machine(server, { chain, rpc = chain?.url, settings = {}, 
     const it = {
         dir, state, id, name, address, env, cli, process: null,
         bought: async () => await server.credits(id) - micros(credits),
+        /** `otonix-agent …` as a process that can be killed. */
+        begin: args => guarded(join(PROGRAMS, 'otonix-agent'), args, { env: environment(env), cwd: dir }),
         /** `otonix-agent pay`: { code, stdout, stderr }. */
         pay: (url, most, ...more) => cli(['pay', url, '--max-amount', most, ...more]),
         journal: async () => {

@@ -18,6 +18,9 @@ export function facilitator(rpc, key) {
     return registerExactEvmScheme(new x402Facilitator(), { signer, networks: 'eip155:8453' })
 }
 
+/** What requests carry payments in. */
+export const PAYMENT_HEADERS = ['payment-signature', 'x-payment']
+
 export async function body(request) {
     const chunks = []
     for await (const chunk of request) chunks.push(chunk)

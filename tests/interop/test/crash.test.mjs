@@ -5,61 +5,24 @@
 // shifted by chance; `all` for every one). OTONIX_TEST_SEED repeats the choice of an earlier run.
 
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { after, before, describe, test } from 'node:test'
+import { POINTS, compiled, minutes, some, trigger } from '../boundary.mjs'
 import { startFacilitator } from '../partners/facilitator.mjs'
 import { ask, signV2 } from '../partners/payers.mjs'
 import { offer, startRogue } from '../partners/rogue.mjs'
 import { startRpc } from '../partners/rpc.mjs'
-import { ACCOUNTS, folder, machine, orderSuffix, sleep, stage, startServer, until, wallet } from '../stage.mjs'
+import { ACCOUNTS, machine, orderSuffix, sleep, stage, startServer, until, wallet } from '../stage.mjs'
 
-const POINTS = process.env.OTONIX_TEST_POINTS ?? '20'
-let seed = Number(process.env.OTONIX_TEST_SEED ?? Date.now() % 1_000_000)
 const JSON_TYPE = { 'content-type': 'application/json' }
 
-let chain, dir, library
+let chain, dir
 before(async () => {
-    console.log(`OTONIX_TEST_SEED=${seed}`)
     chain = await stage()
-    dir = folder('boundary')
-    library = join(dir, 'boundary.so')
-    const source = fileURLToPath(new URL('../boundary.c', import.meta.url))
-    execFileSync(process.env.CC ?? 'cc', ['-O1', '-shared', '-fPIC', '-o', library, source, '-ldl'])
+    dir = compiled()
 })
 after(() => chain.stop())
-
-/** Some of the items, spread over all of them, shifted by chance. */
-function some(items) {
-    const count = POINTS === 'all' ? items.length : Math.min(items.length, Number(POINTS))
-    seed = (seed * 1_103_515_245 + 12_345) % 2_147_483_648
-    const shift = seed / 2_147_483_648
-    return Array.from({ length: count }, (_, at) => items[Math.floor((at + shift) * items.length / count)])
-}
-
-/** The boundaries of a clean run that differ: of a row of writes to one file only the first and the last. */
-function boundaries(trace) {
-    const lines = readFileSync(trace, 'utf8').trim().split('\n').map(line => {
-        const [number, when, call, name] = line.split(' ')
-        return { number: Number(number), text: `${when} ${call} ${name.replace(/\d+/g, '')}`, same: `${call} ${name}` }
-    })
-    return lines.filter((line, at) => lines[at - 1]?.same !== line.same || lines[at + 1]?.same !== line.same
-        || lines[at - 2]?.same !== line.same || lines[at + 2]?.same !== line.same)
-}
-
-/** A boundary file, armed by `arm(number)`. */
-function trigger(name) {
-    const file = join(dir, name)
-    return {
-        env: { LD_PRELOAD: library, OTONIX_TEST_BOUNDARY: file },
-        arm: number => writeFileSync(file, String(number)),
-        disarm: () => rmSync(file, { force: true }),
-        clear: () => rmSync(`${file}.trace`, { force: true }),
-        boundaries: () => existsSync(`${file}.trace`) ? boundaries(`${file}.trace`) : [],
-    }
-}
 
 describe('the server is killed while it is paid', () => {
     const amount = 2
@@ -102,9 +65,9 @@ describe('the server is killed while it is paid', () => {
         ['exact, settled by a facilitator', 'exact', () => startFacilitator({ rpc: chain.url, key: ACCOUNTS[5].key })],
     ]
     for (const [name, kind, settler] of flows) {
-        test(name, { timeout: 600_000 }, async () => {
+        test(name, { timeout: minutes(10) }, async () => {
             const settle = await settler()
-            const at = trigger(`server-${name.replace(/\W/g, '-')}`)
+            const at = trigger(dir, `server-${name.replace(/\W/g, '-')}`)
             const server = await startServer({ chain, settle, env: at.env })
             const clean = await made[kind](server)
             at.arm(0)
@@ -191,8 +154,8 @@ describe('the daemon is killed while it pays', () => {
     }
 
     for (const [name, flow] of Object.entries(flows)) {
-        test(name, { timeout: 900_000 }, async () => {
-            const at = trigger(`daemon-${name.replace(/\W/g, '-')}`)
+        test(name, { timeout: minutes(15) }, async () => {
+            const at = trigger(dir, `daemon-${name.replace(/\W/g, '-')}`)
             const buyer = await machine(flow.server(), { chain, usdc: 50_000_000, settings })
             at.arm(0)
             let payments = 1
@@ -258,9 +221,10 @@ describe('the daemon is killed while it pays', () => {
     })
 
     for (const name of ['an order of the control plane', 'exact at the control plane', 'exact at a merchant']) {
-        for (const fault of ['down', 'lose', 'garbage', 'error', 'already known', 'another chain', 2_000]) {
-            if (fault === 'already known' && name.startsWith('exact')) continue
-            test(`${name}: the chain fails (${fault}) at each of its calls`, { timeout: 900_000 }, async () => {
+        for (const fault of ['down', 'lose', 'garbage', 'error', 'already known', 'another chain', 'reorg', 2_000]) {
+            // They send no transaction of their own.
+            if (['already known', 'reorg'].includes(fault) && name.startsWith('exact')) continue
+            test(`${name}: the chain fails (${fault}) at each of its calls`, { timeout: minutes(15) }, async () => {
                 const flow = flows[name]
                 const node = await startRpc(chain.url)
                 const buyer = await machine(flow.server(), { chain, rpc: node.url, usdc: 50_000_000, settings })
@@ -275,7 +239,10 @@ describe('the daemon is killed while it pays', () => {
                 let payments = 1
                 for (const { at, method } of some(numbers).slice(0, POINTS === 'all' ? Infinity : 4)) {
                     calls = 0
-                    node.fault(() => calls++ === at ? wrong : undefined)
+                    // The newest block is replaced by an empty one just then; what the wallet holds stays.
+                    await chain.mine(1)
+                    const reorg = () => chain.rpc('anvil_reorg', 1, []).then(() => undefined)
+                    node.fault(() => calls++ !== at ? undefined : fault === 'reorg' ? reorg() : wrong)
                     await buy(buyer, flow, `k${at}`)
                     node.fault()
                     payments += 1
@@ -290,7 +257,7 @@ describe('the daemon is killed while it pays', () => {
 
 describe('the server\'s chain fails while it is paid', () => {
     for (const settle of ['key', 'none']) {
-        test(settle === 'key' ? 'exact' : 'orders', { timeout: 900_000 }, async () => {
+        test(settle === 'key' ? 'exact' : 'orders', { timeout: minutes(15) }, async () => {
             const node = await startRpc(chain.url)
             const server = await startServer({ chain, rpc: node.url, settle })
             const topup = (agent, headers = {}) => ask(server.topup(agent), { method: 'POST', headers: { ...JSON_TYPE, ...headers }, body: '{"amount":1}' })
