@@ -12,8 +12,9 @@ mod chaos;
 mod clock;
 #[expect(dead_code, reason = "shared with the example of the same name, which has other switches")]
 mod fake;
-#[path = "../payments/node.rs"]
-mod node;
+#[expect(dead_code, reason = "shared with the tests of payments, which use all of it")]
+#[path = "../payments/peer.rs"]
+mod peer;
 #[expect(dead_code, reason = "shared with the tests of payments, which use all of it")]
 #[path = "../payments/shop.rs"]
 mod shop;

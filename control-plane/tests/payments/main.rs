@@ -7,6 +7,8 @@ mod chain;
 #[expect(dead_code, reason = "shared with the tests of faults, which use all of it")]
 #[path = "../support/chaos.rs"]
 mod chaos;
+#[path = "../infra/killed/gate.rs"]
+mod gate;
 #[expect(dead_code, unused_imports, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../support/mod.rs"]
 mod support;
@@ -15,7 +17,9 @@ mod carried;
 mod claims;
 mod exact;
 mod faults;
+mod killed;
 mod movements;
-mod node;
 mod orders;
+mod peer;
+mod reorgs;
 mod shop;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::shop::Shop;
 use crate::support::poll::until_true;
@@ -132,11 +132,7 @@ async fn a_payment_that_leaves_the_chain_is_taken_back(store: Store) {
     assert_eq!(orders[0]["status"], json!("reversed"));
     shop.audit();
     // The same transaction in a later block: what was taken back is given again, once.
-    let fields = ["from", "to", "gas", "nonce", "input", "value", "maxFeePerGas", "maxPriorityFeePerGas"];
-    let same: Map<String, Value> =
-        fields.map(|name| (name.to_owned(), sent[name].clone())).into_iter().collect();
-    assert_eq!(shop.chain.rpc("eth_sendTransaction", json!([same])), json!(hash));
-    shop.chain.mined(&hash);
+    shop.send_again(&sent);
     until_true("it is given again", Duration::from_secs(60), async || shop.credits(&agent).await == "3")
         .await;
     let orders = shop.server.get("/api/orders").key(&agent.key).await.list();
@@ -194,7 +190,14 @@ async fn what_was_taken_back_comes_back_by_another_transaction(store: Store) {
     let orders = shop.server.get("/api/orders").key(&agent.key).await.list();
     let state = (orders.len(), &orders[0]["status"], &orders[0]["txHash"]);
     assert_eq!(state, (1, &json!("delivered"), &json!(other)));
-    assert_eq!(shop.till(), 5_000_000);
+    shop.pass_time();
+    until_true("everything is booked", Duration::from_secs(20), async || {
+        shop.audited().1.contains("waiting 0 USDC")
+    })
+    .await;
+    let (_, said) = shop.audited();
+    assert!(said.contains("exact 5 USDC in 1 transfers") && !said.contains("unmatched"), "{said}");
+    assert_eq!((shop.credits(&agent).await.as_str(), shop.till()), ("5", 5_000_000));
     shop.audit();
 }
 

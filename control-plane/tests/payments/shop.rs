@@ -8,14 +8,13 @@ use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use otonix_sdk::chain::usdc;
 use otonix_sdk::x402::eip3009::{Domain, Transfer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::chain::{Account, Chain, Options};
 use crate::chaos::Proxy;
-use crate::node::Node;
+use crate::peer::{Peer, settlement};
 use crate::support::{Agent, Answer, Call, Server, Store};
 
 /// Seconds since 1970.
@@ -34,7 +33,9 @@ pub struct Shop {
     /// Between the server and its node, if one was asked for.
     pub proxy: Option<Proxy>,
     /// The node that the server asks, if it is not the chain's own.
-    pub node: Option<Node>,
+    pub node: Option<Peer>,
+    /// Who settles, if it is not the server's own key.
+    pub facilitator: Option<Peer>,
 }
 
 fn text(value: &Value) -> String {
@@ -70,10 +71,26 @@ impl Shop {
     /// One whose node does not know of finality.
     pub async fn open_without_finality(store: Store) -> Self {
         let chain = Chain::start();
-        let node = Node::without("finalized", chain.address()).await;
+        let node = Peer::without("finalized", chain.address()).await;
         let addr = node.addr;
         let mut shop = Self::open_at(store, chain, addr, &[]).await;
         shop.node = Some(node);
+        shop
+    }
+
+    /// One whose node does what the test says, and so does its facilitator, if it has one.
+    pub async fn open_among_peers(store: Store, with_facilitator: bool) -> Self {
+        let chain = Chain::start();
+        let node = Peer::node(chain.address()).await;
+        let facilitator = match with_facilitator {
+            true => Some(Peer::facilitator(chain.address(), &chain.accounts[4].address).await),
+            false => None,
+        };
+        let url = facilitator.as_ref().map(Peer::url);
+        let args: Vec<_> = url.iter().map(|url| ("--facilitator", url.as_str())).collect();
+        let addr = node.addr;
+        let mut shop = Self::open_at(store, chain, addr, &args).await;
+        (shop.node, shop.facilitator) = (Some(node), facilitator);
         shop
     }
 
@@ -103,7 +120,7 @@ impl Shop {
             options = options.arg(flag, value);
         }
         let server = options.start().await;
-        Self { server, chain, treasury, settler, customer, thief, proxy: None, node: None }
+        Self { server, chain, treasury, settler, customer, thief, proxy: None, node: None, facilitator: None }
     }
 
     /// A top-up without payment.
@@ -136,20 +153,20 @@ impl Shop {
 
     /// Carries a signed payment out without the server, whoever sends it, before all others that wait.
     pub fn carry_out(&self, by: &Account, payment: &str) -> String {
-        let payload = decoded(payment)["payload"].clone();
-        let authorization = serde_json::from_value(payload["authorization"].clone()).expect("as it was made");
-        let transfer = Transfer::read(&authorization).expect("as it was made");
-        let signature = hex::decode(&text(&payload["signature"])[2..]).expect("hex");
-        let data = hex::encode(usdc::transfer_with_authorization(&transfer, &signature));
+        let transaction = settlement(&by.address, &json!(self.chain.asset), &decoded(payment)["payload"]);
         self.chain.rpc("anvil_impersonateAccount", json!([by.address]));
-        let sent = self.chain.rpc(
-            "eth_sendTransaction",
-            json!([{
-                "from": by.address, "to": self.chain.asset, "data": format!("0x{data}"), "gas": "0x493e0",
-                "maxPriorityFeePerGas": "0x174876e800", "maxFeePerGas": "0x2e90edd000",
-            }]),
-        );
+        let sent = self.chain.rpc("eth_sendTransaction", json!([transaction]));
         text(&sent)
+    }
+
+    /// A transaction that has left the chain comes again, in another block.
+    pub fn send_again(&self, sent: &Value) {
+        let fields = ["from", "to", "gas", "nonce", "input", "value", "maxFeePerGas", "maxPriorityFeePerGas"];
+        let same: Map<String, Value> =
+            fields.map(|name| (name.to_owned(), sent[name].clone())).into_iter().collect();
+        self.chain.rpc("anvil_impersonateAccount", json!([sent["from"]]));
+        assert_eq!(self.chain.rpc("eth_sendTransaction", json!([same])), sent["hash"]);
+        self.chain.mined(&text(&sent["hash"]));
     }
 
     /// Ends a signed payment by its payer's own word: `cancelAuthorization(authorizer, nonce, v, r, s)`.
