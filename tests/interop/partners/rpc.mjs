@@ -7,14 +7,12 @@ import { body, listen } from './facilitator.mjs'
  * Starts one. `fault(fn)` sets what happens: for each call `fn({ method, params })` returns (or promises) nothing (pass
  * on), or one of
  * `'down'` (cut before it is done), `'lose'` (done, then cut), `'garbage'`, `'error'`, `'already known'` (done, but
- * answered with that error), a number (done, answered so many milliseconds later), `'hold before'` (neither done nor
- * answered), `'hold after'` (done, never answered), or `{ result }` to answer instead.
- * `seen` counts calls by method; `holding()` tells whether one was held since the last `fault`.
+ * answered with that error), a number (done, answered so many milliseconds later), or `{ result }` to answer instead.
+ * `seen` counts calls by method.
  */
 export async function startRpc(upstream) {
     let fault = () => undefined
     const seen = {}
-    let held = false
     const listening = await listen(async (request, response) => {
         const asked = JSON.parse(await body(request))
         const calls = Array.isArray(asked) ? asked : [asked]
@@ -24,7 +22,6 @@ export async function startRpc(upstream) {
             told.push(await fault(call))
         }
         if (told.includes('down')) return request.socket.destroy()
-        if (told.includes('hold before')) return void (held = true)
         const answer = text => { response.writeHead(200, { 'content-type': 'application/json' }); response.end(text) }
         if (told.includes('garbage')) return answer('<html>504</html>')
         const answers = []
@@ -48,9 +45,7 @@ export async function startRpc(upstream) {
             else answers.push(passed)
         }
         if (told.includes('lose')) return request.socket.destroy()
-        if (told.includes('hold after')) return void (held = true)
         answer(JSON.stringify(Array.isArray(asked) ? answers : answers[0]))
     })
-    const set = now => { [fault, held] = [now ?? (() => undefined), false] }
-    return { ...listening, seen, fault: set, holding: () => held }
+    return { ...listening, seen, fault: now => { fault = now ?? (() => undefined) } }
 }

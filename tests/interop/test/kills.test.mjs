@@ -48,6 +48,18 @@ const flows = {
     'exact at a merchant': { server: () => exact, seller: () => rogue, at: () => '/named', more: [], amount: 10_000 },
 }
 
+/** A fault of the node: calls of a method are held for good, before or after they are carried out. */
+function held(how, method) {
+    let holding = false
+    const fault = async call => {
+        if (call.method !== method) return undefined
+        if (how === 'after') await chain.rpc(call.method, ...call.params).catch(() => null)
+        holding = true
+        return new Promise(() => {})
+    }
+    return { fault, holding: () => holding }
+}
+
 /** A machine, its seller behind a window, its node with faults, and what it buys. */
 async function scene(name, env = {}) {
     const flow = flows[name]
@@ -90,10 +102,10 @@ for (const name of Object.keys(flows)) {
             it.node.fault(({ method }) => { methods.add(method) })
             await it.bought('clean', 'a clean run')
             it.node.fault()
-            const points = [...methods].flatMap(method => ['hold before', 'hold after'].map(how => ({
-                what: `${how} ${method}`, holding: it.node.holding,
-                hold: () => it.node.fault(call => call.method === method ? how : undefined),
-            })))
+            const points = [...methods].flatMap(method => ['before', 'after'].map(how => {
+                const { fault, holding } = held(how, method)
+                return { what: `${how} ${method}`, holding, hold: () => it.node.fault(fault) }
+            }))
             for (const how of ['before', 'after']) for (const paid of [false, true]) points.push({
                 what: `${how} the ${paid ? 'paid' : 'first'} request`, holding: it.window.holding,
                 hold: () => it.window.hold(now => now === paid ? how : undefined),
