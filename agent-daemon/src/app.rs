@@ -23,7 +23,7 @@ use crate::local_api::{self, LocalApi};
 use crate::shared::{Notice, Parts, Settings, Shared, tier_of};
 use crate::supervise::output::RotatedFile;
 use crate::supervise::{Environment, Launch, Output, ProcessStatus, Supervisor, Wanted, leftover};
-use crate::{commands, files, payments, probe, process_tree, systemd, tier_keeper};
+use crate::{commands, files, footprint, payments, probe, process_tree, systemd, tier_keeper};
 
 /// Where the agent's process is written down.
 pub(crate) const PROCESS_RECORD: &str = "process.json";
@@ -106,6 +106,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let mut supervisor = supervisor.map(|supervisor| tokio::spawn(supervisor.run()));
     systemd::ready();
+    tokio::spawn(footprint::settle());
     tracing::info!(agent.id = %shared.agent.id(), socket = %socket.display(), "running");
 
     let outcome = watch_over(&shared, &mut parts, &mut supervisor, &mut signals).await;

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod files;
+pub mod footprint;
 pub mod local_api;
 pub mod payments;
 pub mod probe;

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use otonix_sdk::api::payments::Order;
+use otonix_sdk::api::records::Transaction;
 use otonix_sdk::ids::{AgentId, SaleId};
 use otonix_sdk::money::MicroUsd;
 use serde_json::Value;
@@ -10,6 +11,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::store::receipts::hash;
+use crate::store::transactions::{self, Reporter};
 use crate::store::writer::Tx;
 use crate::store::{Conn, StoreError, on};
 
@@ -84,39 +86,66 @@ struct SoldRead {
     answer: String,
 }
 
-/// Writes a sale; `false` when its order was paid before.
+/// The values of an order's row, in the order of its columns below.
+macro_rules! bound {
+    ($query:expr, $sale:expr, $at:expr) => {
+        $query
+            .bind($sale.id)
+            .bind($sale.order_hash.to_vec())
+            .bind(&$sale.order_id)
+            .bind($sale.scheme)
+            .bind(&$sale.resource)
+            .bind($sale.binding.to_vec())
+            .bind(Json(&$sale.goods))
+            .bind($sale.status)
+            .bind($sale.price)
+            .bind($sale.amount)
+            .bind($sale.chain)
+            .bind(&$sale.payer)
+            .bind(&$sale.pay_to)
+            .bind($sale.tx_hash.to_vec())
+            .bind($sale.agent)
+            .bind($sale.owner)
+            .bind(i64::from($sale.answer_status))
+            .bind(&$sale.answer)
+            .bind($at)
+    };
+}
+
+/// Writes a sale, and the line of money that people read; `false` when its order was paid before, and then the
+/// transaction must not be kept.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn insert(tx: &mut Tx, sale: &NewSale) -> Result<bool, StoreError> {
+pub async fn insert(
+    tx: &mut Tx,
+    sale: &NewSale,
+    line: Option<(Transaction, Reporter)>,
+) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO orders (id, order_hash, order_id, scheme, resource, binding, goods, status, price, \
         amount, chain, payer, pay_to, tx_hash, agent_id, owner_id, answer_status, answer, created_at) \
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
         ON CONFLICT (order_hash) DO NOTHING";
+    // One way to the database instead of two: somebody waits.
+    const WITH_LINE: &str = concat!(
+        "WITH line AS (",
+        transactions::insert_line!(""),
+        ") INSERT INTO orders (id, order_hash, order_id, scheme, resource, binding, goods, status, price, ",
+        "amount, chain, payer, pay_to, tx_hash, agent_id, owner_id, answer_status, answer, created_at) ",
+        "VALUES ($15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33) ",
+        "ON CONFLICT (order_hash) DO NOTHING"
+    );
     let at = tx.at;
-    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
-        .bind(sale.id)
-        .bind(sale.order_hash.to_vec())
-        .bind(&sale.order_id)
-        .bind(sale.scheme)
-        .bind(&sale.resource)
-        .bind(sale.binding.to_vec())
-        .bind(Json(&sale.goods))
-        .bind(sale.status)
-        .bind(sale.price)
-        .bind(sale.amount)
-        .bind(sale.chain)
-        .bind(&sale.payer)
-        .bind(&sale.pay_to)
-        .bind(sale.tx_hash.to_vec())
-        .bind(sale.agent)
-        .bind(sale.owner)
-        .bind(i64::from(sale.answer_status))
-        .bind(&sale.answer)
-        .bind(at)
-        .execute(c)
-        .await?
-        .rows_affected());
+    if let (Conn::Postgres(c), Some((line, reporter))) = (&mut tx.conn, &line) {
+        let query = transactions::bound_line!(WITH_LINE, line, reporter);
+        return Ok(bound!(query, sale, at).execute(c).await?.rows_affected() == 1);
+    }
+    let done = on!(&mut tx.conn, |c| bound!(sqlx::query(SQL), sale, at).execute(c).await?.rows_affected());
+    if done == 1
+        && let Some((line, reporter)) = line
+    {
+        transactions::insert(tx, &line, reporter).await?;
+    }
     Ok(done == 1)
 }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::store::idempotency::Idem;
 use crate::store::receipts::hash;
+use crate::store::settlements::{self, Settlement};
 use crate::store::writer::Tx;
 use crate::store::{Conn, StoreError, on};
 
@@ -157,49 +158,96 @@ macro_rules! select {
     };
 }
 
+macro_rules! insert {
+    ($rest:literal) => {
+        concat!(
+            "INSERT INTO payments (id, chain, asset, from_address, nonce, x402_version, order_hash, order_id, binding, ",
+            "resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, valid_after, ",
+            "valid_before, signature, by_contract, facilitator_body, from_block, created_at, status, private, ",
+            "subject) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, ",
+            "$19, $20, $21, $22, $23, $24, $25, $26, $27) ON CONFLICT DO NOTHING",
+            $rest
+        )
+    };
+}
+
+/// The values of [`insert!`], in its order.
+macro_rules! bound {
+    ($sql:expr, $payment:expr) => {
+        sqlx::query($sql)
+            .bind($payment.id)
+            .bind($payment.chain)
+            .bind(&$payment.asset)
+            .bind(&$payment.from)
+            .bind($payment.nonce.to_vec())
+            .bind($payment.version)
+            .bind($payment.order_hash.to_vec())
+            .bind(&$payment.order_id)
+            .bind($payment.binding.to_vec())
+            .bind(&$payment.resource)
+            .bind($payment.idem.map(|idem| idem.scope.to_vec()))
+            .bind($payment.idem.map(|idem| idem.fingerprint.to_vec()))
+            .bind(Json(&$payment.goods))
+            .bind($payment.agent)
+            .bind($payment.price)
+            .bind($payment.amount)
+            .bind(&$payment.pay_to)
+            .bind($payment.valid_after)
+            .bind($payment.valid_before)
+            .bind(&$payment.signature)
+            .bind($payment.by_contract)
+            .bind(&$payment.facilitator_body)
+            .bind($payment.from_block)
+            .bind($payment.created_at)
+            .bind(&$payment.status)
+            .bind(&$payment.private)
+            .bind(&$payment.subject)
+    };
+}
+
 /// Takes a payment; `false` when its nonce, its order or its idempotency key was taken before, or another payment for
 /// the same subject is under way.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
-    const SQL: &str = "INSERT INTO payments (id, chain, asset, from_address, nonce, x402_version, order_hash, \
-        order_id, binding, resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, \
-        valid_after, valid_before, signature, by_contract, facilitator_body, from_block, created_at, status, private, \
-        subject) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
-        $20, $21, $22, $23, $24, $25, $26, $27) ON CONFLICT DO NOTHING";
-    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
-        .bind(payment.id)
-        .bind(payment.chain)
-        .bind(&payment.asset)
-        .bind(&payment.from)
-        .bind(payment.nonce.to_vec())
-        .bind(payment.version)
-        .bind(payment.order_hash.to_vec())
-        .bind(&payment.order_id)
-        .bind(payment.binding.to_vec())
-        .bind(&payment.resource)
-        .bind(payment.idem.map(|idem| idem.scope.to_vec()))
-        .bind(payment.idem.map(|idem| idem.fingerprint.to_vec()))
-        .bind(Json(&payment.goods))
-        .bind(payment.agent)
-        .bind(payment.price)
-        .bind(payment.amount)
-        .bind(&payment.pay_to)
-        .bind(payment.valid_after)
-        .bind(payment.valid_before)
-        .bind(&payment.signature)
-        .bind(payment.by_contract)
-        .bind(&payment.facilitator_body)
-        .bind(payment.from_block)
-        .bind(payment.created_at)
-        .bind(&payment.status)
-        .bind(&payment.private)
-        .bind(&payment.subject)
-        .execute(c)
-        .await?
-        .rows_affected());
+    const SQL: &str = insert!("");
+    let done = on!(&mut tx.conn, |c| bound!(SQL, payment).execute(c).await?.rows_affected());
     Ok(done == 1)
+}
+
+/// The same, with what was signed to carry it out.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn claim_signed(tx: &mut Tx, payment: &Payment, signed: &Settlement) -> Result<bool, StoreError> {
+    // One way to the database instead of two: somebody waits.
+    const PG: &str = concat!(
+        "WITH claimed AS (",
+        insert!(" RETURNING id"),
+        ") INSERT INTO settlements (chain, signer, account_nonce, attempt, payment_id, tx_hash, raw, max_fee, \
+        priority_fee, created_at) SELECT $2::bigint, $28::text, $29::bigint, $30::bigint, claimed.id, $31::bytea, $32::bytea, \
+        $33::bigint, $34::bigint, $35::timestamptz FROM claimed"
+    );
+    let Conn::Postgres(c) = &mut tx.conn else {
+        let done = claim(tx, payment).await?;
+        if done {
+            settlements::insert(tx, signed).await?;
+        }
+        return Ok(done);
+    };
+    let done = bound!(PG, payment)
+        .bind(&signed.signer)
+        .bind(signed.account_nonce)
+        .bind(signed.attempt)
+        .bind(signed.tx_hash.to_vec())
+        .bind(&signed.raw)
+        .bind(signed.max_fee)
+        .bind(signed.priority_fee)
+        .bind(signed.created_at)
+        .execute(c)
+        .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// The claim of a payer's nonce.

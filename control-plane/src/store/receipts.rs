@@ -331,19 +331,36 @@ pub async fn in_block(conn: &mut Conn, chain: i64, block: &Seen) -> Result<Vec<R
     rows.into_iter().map(Receipt::try_from).collect()
 }
 
-/// Notes that the receipts of a block can leave the chain no more.
+/// Notes that the receipts of blocks can leave the chain no more.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn close_block(tx: &mut Tx, chain: i64, block: &Seen) -> Result<(), StoreError> {
-    const SQL: &str = "UPDATE receipts SET status = 'final' WHERE status = 'granted' AND missing_since IS NULL \
+pub async fn close_blocks(tx: &mut Tx, chain: i64, blocks: &[Seen]) -> Result<(), StoreError> {
+    const PG: &str = "UPDATE receipts SET status = 'final' FROM UNNEST($2::bigint[], $3::bytea[]) AS b (number, hash) \
+        WHERE status = 'granted' AND missing_since IS NULL AND chain = $1 AND block_number = b.number \
+        AND block_hash = b.hash";
+    const LITE: &str = "UPDATE receipts SET status = 'final' WHERE status = 'granted' AND missing_since IS NULL \
         AND chain = $1 AND block_number = $2 AND block_hash = $3";
-    on!(&mut tx.conn, |c| sqlx::query(SQL)
-        .bind(chain)
-        .bind(block.number)
-        .bind(block.hash.to_vec())
-        .execute(c)
-        .await?
-        .rows_affected());
+    match &mut tx.conn {
+        Conn::Postgres(c) => {
+            sqlx::query(PG)
+                .bind(chain)
+                .bind(blocks.iter().map(|block| block.number).collect::<Vec<_>>())
+                .bind(blocks.iter().map(|block| block.hash.to_vec()).collect::<Vec<_>>())
+                .execute(c)
+                .await?;
+        }
+        Conn::Sqlite(c) => {
+            for block in blocks {
+                sqlx::query(LITE)
+                    .bind(chain)
+                    .bind(block.number)
+                    .bind(block.hash.to_vec())
+                    .execute(&mut *c)
+                    .await?;
+            }
+        }
+        Conn::SqlitePooled(_) | Conn::PostgresPooled(_) => {}
+    }
     Ok(())
 }

@@ -90,13 +90,30 @@ pub async fn insert(tx: &mut Tx, row: &Settlement) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The highest number given out; `None` when there is none.
+/// The highest number given out, if any; `None` when the lease is not held (any more). Nobody else can take the lease
+/// before this transaction ends.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn last_nonce(tx: &mut Tx, chain: i64, signer: &str) -> Result<Option<i64>, StoreError> {
-    const SQL: &str = "SELECT MAX(account_nonce) FROM settlements WHERE chain = $1 AND signer = $2";
-    Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(SQL).bind(chain).bind(signer).fetch_one(c).await?))
+pub async fn last_nonce(
+    tx: &mut Tx,
+    (lease, holder, epoch): (&str, Uuid, i64),
+    chain: i64,
+    signer: &str,
+) -> Result<Option<Option<i64>>, StoreError> {
+    const PG: &str = "SELECT (SELECT MAX(account_nonce) FROM settlements WHERE chain = $4 AND signer = $5) \
+        FROM leases WHERE name = $1 AND holder = $2 AND epoch = $3 FOR SHARE";
+    const LITE: &str = "SELECT (SELECT MAX(account_nonce) FROM settlements WHERE chain = $4 AND signer = $5) \
+        FROM leases WHERE name = $1 AND holder = $2 AND epoch = $3";
+    let sql = if tx.conn.is_postgres() { PG } else { LITE };
+    Ok(on!(&mut tx.conn, |c| sqlx::query_scalar(sql)
+        .bind(lease)
+        .bind(holder)
+        .bind(epoch)
+        .bind(chain)
+        .bind(signer)
+        .fetch_optional(c)
+        .await?))
 }
 
 /// Everything signed for a payment.

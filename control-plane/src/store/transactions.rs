@@ -60,31 +60,46 @@ pub struct Reporter {
     pub by_server: bool,
 }
 
+macro_rules! insert_line {
+    ($rest:literal) => {
+        concat!(
+            "INSERT INTO transactions (id, type, amount, currency, description, status, from_address, to_address, ",
+            "tx_hash, metadata, agent_id, owner_id, by_server, created_at) ",
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+            $rest
+        )
+    };
+}
+pub(super) use insert_line;
+
+/// The values of [`insert_line!`], in its order.
+macro_rules! bound_line {
+    ($sql:expr, $row:expr, $reporter:expr) => {
+        sqlx::query($sql)
+            .bind($row.id.uuid())
+            .bind(&$row.kind)
+            .bind($row.amount.micros())
+            .bind(&$row.currency)
+            .bind(&$row.description)
+            .bind(&$row.status)
+            .bind(&$row.from_address)
+            .bind(&$row.to_address)
+            .bind(&$row.tx_hash)
+            .bind($row.metadata.as_ref().map(Json))
+            .bind($row.agent_id.map(AgentId::uuid))
+            .bind($reporter.owner)
+            .bind($reporter.by_server)
+            .bind($row.created_at)
+    };
+}
+pub(super) use bound_line;
+
 /// Inserts a row.
 ///
 /// # Errors
 /// [`StoreError::Taken`] when this reporter has named the hash before.
 pub async fn insert(tx: &mut Tx, row: &Transaction, reporter: Reporter) -> Result<(), StoreError> {
-    const SQL: &str = "INSERT INTO transactions (id, type, amount, currency, description, status, from_address, \
-        to_address, tx_hash, metadata, agent_id, owner_id, by_server, created_at) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
-    on!(&mut tx.conn, |c| sqlx::query(SQL)
-        .bind(row.id.uuid())
-        .bind(&row.kind)
-        .bind(row.amount.micros())
-        .bind(&row.currency)
-        .bind(&row.description)
-        .bind(&row.status)
-        .bind(&row.from_address)
-        .bind(&row.to_address)
-        .bind(&row.tx_hash)
-        .bind(row.metadata.as_ref().map(Json))
-        .bind(row.agent_id.map(AgentId::uuid))
-        .bind(reporter.owner)
-        .bind(reporter.by_server)
-        .bind(row.created_at)
-        .execute(c)
-        .await?
-        .rows_affected());
+    const SQL: &str = insert_line!("");
+    on!(&mut tx.conn, |c| bound_line!(SQL, row, reporter).execute(c).await?.rows_affected());
     Ok(())
 }

@@ -24,6 +24,8 @@ const NEAR: u64 = 64;
 const OTHERS: usize = 32;
 /// Blocks read at once.
 const MAX_BLOCKS: i64 = 4_000;
+/// Blocks closed in one transaction.
+const CLOSED_AT_ONCE: usize = 256;
 /// So long a transfer may be missing: it may only be between two blocks.
 const MISSING_SECS: i64 = 15;
 
@@ -62,6 +64,7 @@ impl Finality {
             .collect();
         self.turn = self.turn.wrapping_add(OTHERS);
         let mut known: BTreeMap<u64, Option<Hash>> = BTreeMap::new();
+        let mut closed: Vec<Seen> = Vec::new();
         for seen in blocks.iter().filter(|seen| near(seen)).chain(others) {
             let number = block_of(seen.number);
             let hash = match known.get(&number) {
@@ -75,27 +78,30 @@ impl Finality {
             };
             if hash == Some(Hash(seen.hash)) && !seen.troubled {
                 if number <= finalized {
-                    self.close(app, held, chain, *seen).await?;
+                    closed.push(*seen);
                 }
                 continue;
             }
             look_closely(app, parts, held, seen).await?;
         }
+        for blocks in closed.chunks(CLOSED_AT_ONCE) {
+            close(app, held, chain, blocks.to_vec()).await?;
+        }
         Ok(())
     }
+}
 
-    /// What is in a block that is final is final.
-    async fn close(&self, app: &App, held: Held, chain: i64, seen: Seen) -> Result<(), Error> {
-        let replica = app.replica;
-        app.writer
-            .apply(Target::Shared, move |tx| {
-                Box::pin(async move {
-                    held.check(tx, replica).await?;
-                    Ok(receipts::close_block(tx, chain, &seen).await?)
-                })
+/// What is in a block that is final is final.
+async fn close(app: &App, held: Held, chain: i64, blocks: Vec<Seen>) -> Result<(), Error> {
+    let replica = app.replica;
+    app.writer
+        .apply(Target::Shared, move |tx| {
+            Box::pin(async move {
+                held.check(tx, replica).await?;
+                Ok(receipts::close_blocks(tx, chain, &blocks).await?)
             })
-            .await
-    }
+        })
+        .await
 }
 
 /// Each receipt of a block that is not there as it was, or that has missing ones.

@@ -128,11 +128,15 @@ impl Settling {
                 continue;
             }
             // Other replicas' claims are in the database only.
-            let due = polled.elapsed() >= LOOK_EVERY;
-            let fresh = if told && !due && !fresh.is_empty() { Some(fresh) } else { None };
-            if fresh.is_none() {
+            let fresh = if told && polled.elapsed() < LOOK_EVERY {
+                if fresh.is_empty() && !all {
+                    continue;
+                }
+                Some(fresh)
+            } else {
                 polled = Instant::now();
-            }
+                None
+            };
             if let Err(error) = self.step(fresh, all).await {
                 tracing::debug!(%error, "settling waits");
             }
@@ -217,16 +221,17 @@ impl Settling {
         let Some(pen) = Pen::new(&self.app, &self.parts, key, count, fees) else { return Ok(Vec::new()) };
         let done = self.app.writer.apply(Target::Shared, move |tx| {
             Box::pin(async move {
-                if !pen.is_held(tx).await? {
-                    return Ok(Vec::new());
-                }
+                let Some(number) = pen.next_number(tx).await? else { return Ok(Vec::new()) };
                 let mut open = Vec::with_capacity(claims.len());
                 for claim in claims.drain(..) {
                     if payments::mark_sent(tx, claim.id).await? {
                         open.push(claim);
                     }
                 }
-                let rows = pen.sign(tx, &open).await?;
+                let rows = pen.sign(tx, number, &open)?;
+                for row in &rows {
+                    settlements::insert(tx, row).await?;
+                }
                 Ok(open.into_iter().zip(rows).collect())
             })
         });

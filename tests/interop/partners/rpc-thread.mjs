@@ -6,7 +6,8 @@ import { fileURLToPath } from 'node:url'
 import { startRpc } from './rpc.mjs'
 
 if (!isMainThread) {
-    const node = await startRpc(workerData)
+    // What the chain needs to make a block is the chain's time, not that of who waits for it.
+    const node = await startRpc(workerData, { mined: true })
     parentPort.on('message', what => {
         if (what === 'spans') parentPort.postMessage(node.spans.splice(0).map(span => span.map(at => at + performance.timeOrigin)))
         else node.stop().then(() => process.exit())

@@ -8,11 +8,14 @@ import { body, listen } from './facilitator.mjs'
  * on), or one of
  * `'down'` (cut before it is done), `'lose'` (done, then cut), `'garbage'`, `'error'`, `'already known'` (done, but
  * answered with that error), a number (done, answered so many milliseconds later), or `{ result }` to answer instead.
- * `seen` counts calls by method.
+ * `seen` counts calls by method. With `mined`, a transaction is answered when it is in a block.
  */
-export async function startRpc(upstream) {
+export async function startRpc(upstream, { mined = false } = {}) {
     let fault = () => undefined
     const seen = {}
+    const pass = call => fetch(upstream, {
+        method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(call),
+    }).then(from => from.json(), () => null)
     const listening = await listen(async (request, response) => {
         const asked = JSON.parse(await body(request))
         const calls = Array.isArray(asked) ? asked : [asked]
@@ -36,9 +39,11 @@ export async function startRpc(upstream) {
                 answers.push({ jsonrpc: '2.0', id, ...now })
                 continue
             }
-            const passed = await fetch(upstream, {
-                method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(call),
-            }).then(from => from.json(), () => null)
+            const passed = await pass(call)
+            if (mined && call.method === 'eth_sendRawTransaction' && passed?.result) {
+                const looked = { jsonrpc: '2.0', id: 0, method: 'eth_getTransactionReceipt', params: [passed.result] }
+                while (!(await pass(looked))?.result) await sleep(1)
+            }
             if (!passed) return request.socket.destroy()
             if (typeof now === 'number') await sleep(now)
             if (now === 'already known') answers.push({ jsonrpc: '2.0', id, error: { code: -32000, message: 'already known' } })

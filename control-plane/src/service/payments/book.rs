@@ -229,10 +229,11 @@ pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<S
         answer_status: answer.status,
         answer: answer.body.clone(),
     };
-    if !orders::insert(tx, &new).await? {
+    let line = line_of(&receipt, sold.goods.name(), (sale, purchase), agent, tx.at);
+    let line = line.map(|line| (line, Reporter { owner, by_server: true }));
+    if !orders::insert(tx, &new, line).await? {
         return Err(Error::conflict(ErrorCode::OrderAlreadyPaid, "this order was paid by another payment"));
     }
-    record(tx, &receipt, sold.goods.name(), (sale, purchase), agent, owner).await?;
     if let Some(idem) = sold.idem.filter(|_| status == "delivered") {
         keep(tx, &idem, &answer).await?;
     }
@@ -291,6 +292,23 @@ pub async fn record(
     agent: Uuid,
     owner: Uuid,
 ) -> Result<(), Error> {
+    match line_of(receipt, what, (sale, purchase), agent, tx.at) {
+        Some(line) => Ok(transactions::insert(tx, &line, Reporter { owner, by_server: true }).await?),
+        None => Ok(()),
+    }
+}
+
+/// That line; none when no money moved.
+fn line_of(
+    receipt: &PaymentReceipt,
+    what: &str,
+    (sale, purchase): (Uuid, Option<Uuid>),
+    agent: Uuid,
+    at: DateTime<Utc>,
+) -> Option<Transaction> {
+    if receipt.amount == MicroUsd::ZERO {
+        return None;
+    }
     let purchase = purchase.map_or(Value::Null, |id| Value::from(id.to_string()));
     let sale_id = if sale.is_nil() { Value::Null } else { Value::from(sale.to_string()) };
     let metadata: Map<String, Value> = [
@@ -304,10 +322,7 @@ pub async fn record(
     .map(|(name, value)| (name.to_owned(), if value.is_empty() { Value::Null } else { Value::from(value) }))
     .chain([("saleId".to_owned(), sale_id), ("purchaseId".to_owned(), purchase)])
     .collect();
-    if receipt.amount == MicroUsd::ZERO {
-        return Ok(());
-    }
-    let row = Transaction {
+    Some(Transaction {
         id: TransactionId::from(otonix_sdk::clock::new_id()),
         kind: "credit".to_owned(),
         amount: receipt.amount,
@@ -319,7 +334,6 @@ pub async fn record(
         tx_hash: Some(receipt.tx_hash.clone()),
         metadata: Some(metadata.into()),
         agent_id: Some(agent).filter(|id| !id.is_nil()).map(AgentId::from),
-        created_at: tx.at,
-    };
-    Ok(transactions::insert(tx, &row, Reporter { owner, by_server: true }).await?)
+        created_at: at,
+    })
 }

@@ -95,25 +95,33 @@ impl Pen {
         Ok(leases::is_held(tx, LEASE, self.replica, self.epoch).await?)
     }
 
-    /// Gives each claim the account's next number and stores its signed settlement. The lease was checked in the same
-    /// transaction.
+    /// The account's next number, to be given out in this transaction; `None` when another replica gives them out now.
     ///
     /// # Errors
-    /// Store errors; claims that cannot be read.
-    pub async fn sign(&self, tx: &mut Tx, claims: &[Payment]) -> Result<Vec<Settlement>, Error> {
+    /// Store errors.
+    pub async fn next_number(&self, tx: &mut Tx) -> Result<Option<u64>, Error> {
+        let lease = (LEASE, self.replica, self.epoch);
+        let signer = signer_text(self.key.address());
+        let last = settlements::last_nonce(tx, lease, chain_column(&self.parts), &signer).await?;
+        Ok(last.map(|last| last.map_or(0, |last| block_of(last) + 1).max(self.count)))
+    }
+
+    /// Signs the settlement of each claim, with the account's numbers from `first` on. They are to be stored in the
+    /// transaction in which the number was asked for.
+    ///
+    /// # Errors
+    /// Claims that cannot be read.
+    pub fn sign(&self, tx: &Tx, first: u64, claims: &[Payment]) -> Result<Vec<Settlement>, Error> {
         let chain = chain_column(&self.parts);
         let signer = signer_text(self.key.address());
-        let last = settlements::last_nonce(tx, chain, &signer).await?;
-        let first = last.map_or(0, |last| block_of(last) + 1).max(self.count);
         let fees = self.fees.offer();
-        let mut rows = Vec::with_capacity(claims.len());
-        for (nonce, claim) in (first..).zip(claims) {
-            let signed = sign(&self.parts, &self.key, claim, nonce, fees)?;
-            let row = row_of(tx, chain, &signer, (nonce, 0), claim.id, signed, fees);
-            settlements::insert(tx, &row).await?;
-            rows.push(row);
-        }
-        Ok(rows)
+        (first..)
+            .zip(claims)
+            .map(|(nonce, claim)| {
+                let signed = sign(&self.parts, &self.key, claim, nonce, fees)?;
+                Ok(row_of(tx, chain, &signer, (nonce, 0), claim.id, signed, fees))
+            })
+            .collect()
     }
 }
 

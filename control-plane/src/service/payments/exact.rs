@@ -270,34 +270,31 @@ async fn claim_and_sign(
     app.writer
         .apply(Target::Shared, move |tx| {
             Box::pin(async move {
-                let pen = match pen {
-                    Some(pen) if pen.is_held(tx).await? => Some(pen),
-                    Some(_) | None => None,
-                };
-                if pen.is_some() {
+                let mut settlement = None;
+                if let Some(pen) = pen
+                    && let Some(number) = pen.next_number(tx).await?
+                {
                     "sent".clone_into(&mut claim.status);
+                    settlement = pen.sign(tx, number, std::slice::from_ref(&claim))?.pop();
                 }
-                if !claim_in(tx, &claim).await? {
-                    return Ok(None);
-                }
-                match pen {
-                    Some(pen) => Ok(Some(pen.sign(tx, &[claim]).await?.pop())),
-                    None => Ok(Some(None)),
-                }
+                Ok(claim_in(tx, &claim, settlement.as_ref()).await?.then_some(settlement))
             })
         })
         .await
 }
 
 /// Takes a payment, unless what it is for is being bought already: nobody is charged for what only one can have.
-async fn claim_in(tx: &mut Tx, claim: &Payment) -> Result<bool, Error> {
+async fn claim_in(tx: &mut Tx, claim: &Payment, settlement: Option<&Settlement>) -> Result<bool, Error> {
     let name = claim.subject.as_deref().and_then(|subject| subject.strip_prefix("domain "));
     if let Some(name) = name
         && purchases::is_domain_live(&mut tx.conn, name).await?
     {
         return Ok(false);
     }
-    Ok(payments::claim(tx, claim).await?)
+    Ok(match settlement {
+        Some(settlement) => payments::claim_signed(tx, claim, settlement).await?,
+        None => payments::claim(tx, claim).await?,
+    })
 }
 
 fn under_way() -> Stop {

@@ -204,6 +204,7 @@ pub async fn grant(app: &App, parts: &Payments, payment: &Payment, arrived: &Arr
     let goods: Goods = serde_json::from_value(payment.goods.clone())
         .map_err(|_| Error::internal("a claim's goods cannot be read"))?;
     let target = goods.target();
+    let buys = matches!(goods, Goods::Purchase { .. });
     let sold = SoldFor {
         order_id: payment.order_id.clone(),
         order_hash: payment.order_hash,
@@ -225,7 +226,9 @@ pub async fn grant(app: &App, parts: &Payments, payment: &Payment, arrived: &Arr
     match done.await {
         Ok(sold) => {
             app.shared.metrics.payments_settled.inc();
-            app.shared.purchases.notify_one();
+            if buys {
+                app.shared.purchases.notify_one();
+            }
             parts.ended(payment.id, sold);
             Ok(())
         }

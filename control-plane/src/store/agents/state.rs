@@ -138,9 +138,16 @@ async fn select_states(conn: &mut Conn, ids: &[Uuid], lock: bool) -> Result<Vec<
     const PG_LOCK: &str = "SELECT id, owner_id, api_key_id, credits, funded, grace_until, survival_tier, status, \
         heartbeat_interval, interval_override, killed_at, version, session_id, last_heartbeat \
         FROM agents WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+    // PostgreSQL would plan a list of one anew each time.
+    const PG_LOCK_ONE: &str = "SELECT id, owner_id, api_key_id, credits, funded, grace_until, survival_tier, \
+        status, heartbeat_interval, interval_override, killed_at, version, session_id, last_heartbeat \
+        FROM agents WHERE id = $1 FOR NO KEY UPDATE";
     const LITE: &str = "SELECT id, owner_id, api_key_id, credits, funded, grace_until, survival_tier, status, \
         heartbeat_interval, interval_override, killed_at, version, session_id, last_heartbeat \
         FROM agents WHERE id IN (SELECT unhex(value) FROM json_each($1))";
+    if let (Conn::Postgres(c), [id], true) = (&mut *conn, ids, lock) {
+        return Ok(sqlx::query_as(PG_LOCK_ONE).bind(id).fetch_all(c).await?);
+    }
     Ok(match conn {
         Conn::Postgres(c) => sqlx::query_as(if lock { PG_LOCK } else { PG }).bind(ids).fetch_all(c).await?,
         Conn::PostgresPooled(c) => {
