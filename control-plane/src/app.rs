@@ -84,8 +84,9 @@ pub struct Shared {
     pub health: Health,
     /// There is a purchase to carry out; a shortcut, the database has them all.
     pub purchases: Notify,
-    /// New servers are looked at one pass after the other.
+    /// New servers are looked at one pass after the other, and so are domains that end.
     pub deployments: tokio::sync::Mutex<()>,
+    pub renewals: tokio::sync::Mutex<()>,
     /// What the network front counts.
     pub net: Arc<Stats>,
     draining: AtomicBool,
@@ -110,6 +111,7 @@ impl Shared {
             health: Health::default(),
             purchases: Notify::new(),
             deployments: tokio::sync::Mutex::default(),
+            renewals: tokio::sync::Mutex::default(),
             net: Arc::default(),
             draining: AtomicBool::new(false),
             last_cycle: AtomicI64::new(0),

@@ -102,7 +102,7 @@ pub async fn to_point(
 ) -> Result<Vec<Pointed>, StoreError> {
     const SQL: &str = "SELECT d.id, d.name, d.agent_id, s.ip_address, d.zone_address FROM domains d \
         JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.managed AND d.status = 'active' \
-        AND s.ip_address IS NOT NULL AND s.deleted_at IS NULL AND s.ending_at IS NULL \
+        AND s.ip_address IS NOT NULL AND (s.managed OR s.vendor_id IS NULL) \
         AND (d.zone_seen_at IS NULL OR d.zone_seen_at <= $1 OR (d.zone_seen_at <= $2 AND \
         (d.zone_address IS NULL OR d.zone_address <> s.ip_address))) ORDER BY d.zone_seen_at, d.id LIMIT $3";
     Ok(on!(conn, |c| sqlx::query_as(SQL)
@@ -111,6 +111,34 @@ pub async fn to_point(
         .bind(limit)
         .fetch_all(c)
         .await?))
+}
+
+/// Managed domains that point at a server which is ours no more, and were not looked at since a time: its address will be
+/// somebody else's.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn to_clear(
+    conn: &mut Conn,
+    seen_before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Pointed>, StoreError> {
+    const SQL: &str = "SELECT d.id, d.name, d.agent_id, d.zone_address AS ip_address, d.zone_address FROM domains d \
+        JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.managed AND d.status = 'active' \
+        AND d.zone_address IS NOT NULL AND s.vendor_id IS NOT NULL AND NOT s.managed \
+        AND (d.zone_seen_at IS NULL OR d.zone_seen_at <= $1) ORDER BY d.zone_seen_at, d.id LIMIT $2";
+    Ok(on!(conn, |c| sqlx::query_as(SQL).bind(seen_before).bind(limit).fetch_all(c).await?))
+}
+
+/// Notes that a domain points nowhere any more.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn cleared(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE domains SET zone_seen_at = $2, zone_address = NULL WHERE id = $1";
+    let at = tx.at;
+    on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(at).execute(c).await?.rows_affected());
+    Ok(())
 }
 
 /// Notes that a domain's zone was looked at, and where it points if it does.

@@ -356,6 +356,30 @@ pub async fn asked_renewal(conn: &mut Conn, name: &str) -> Result<Option<Purchas
     Ok(row.map(Purchase::try_from).transpose()?.filter(Purchase::is_unpaid))
 }
 
+/// Whether the operator has refused a renewal of a domain at a price, for an agent, since a time.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn was_refused(
+    conn: &mut Conn,
+    (name, price, payer): (&str, i64, Uuid),
+    code: &str,
+    since: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT 1 FROM purchases WHERE subject = $1 AND kind = 'renewal' AND status = 'failed' \
+        AND held = 0 AND price = $2 AND payer_agent = $3 AND failure_code = $4 AND created_at >= $5";
+    let rows = on!(conn, |c| sqlx::query(SQL)
+        .bind(name)
+        .bind(price)
+        .bind(payer)
+        .bind(code)
+        .bind(since)
+        .fetch_all(c)
+        .await?
+        .len());
+    Ok(rows > 0)
+}
+
 /// Purchases that are to be looked at by a time, the longest due first; and those under way whose times another epoch
 /// of the lease has written.
 ///

@@ -245,12 +245,12 @@ pub async fn deploying(conn: &mut Conn, limit: i64) -> Result<Vec<Deploying>, St
         .collect())
 }
 
-/// Notes since when the vendor does not know a managed server, or that it does.
+/// Notes since when the vendor does not know a new server, or that it does.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn note_missing(tx: &mut Tx, id: Uuid, since: Option<DateTime<Utc>>) -> Result<(), StoreError> {
-    const SQL: &str = "UPDATE sandboxes SET missing_since = $2 WHERE id = $1 AND managed";
+    const SQL: &str = "UPDATE sandboxes SET missing_since = $2 WHERE id = $1 AND status = 'deploying'";
     on!(&mut tx.conn, |c| sqlx::query(SQL).bind(id).bind(since).execute(c).await?.rows_affected());
     Ok(())
 }

@@ -21,8 +21,6 @@ pub struct Tenancy {
     pub paid_until: DateTime<Utc>,
     /// When it was last about to be powered off for want of money.
     pub powered_off_at: Option<DateTime<Utc>>,
-    /// Since when the vendor does not know it.
-    pub missing_since: Option<DateTime<Utc>>,
 }
 
 impl Tenancy {
@@ -42,10 +40,10 @@ pub async fn ending_before(
     limit: i64,
 ) -> Result<Vec<Tenancy>, StoreError> {
     const SQL: &str = "SELECT id, name, agent_id, owner_id, status, vendor_id, plan, cycle, paid_until, \
-        powered_off_at, missing_since FROM sandboxes WHERE managed AND vendor_id IS NOT NULL AND plan IS NOT NULL \
+        powered_off_at FROM sandboxes WHERE managed AND vendor_id IS NOT NULL AND plan IS NOT NULL \
         AND cycle IS NOT NULL AND paid_until <= $1 ORDER BY paid_until, id LIMIT $2";
     const OFF: &str = "SELECT id, name, agent_id, owner_id, status, vendor_id, plan, cycle, paid_until, \
-        powered_off_at, missing_since FROM sandboxes WHERE managed AND vendor_id IS NOT NULL AND plan IS NOT NULL \
+        powered_off_at FROM sandboxes WHERE managed AND vendor_id IS NOT NULL AND plan IS NOT NULL \
         AND cycle IS NOT NULL AND powered_off_at IS NOT NULL AND paid_until > $1 ORDER BY paid_until, id LIMIT $2";
     let mut all: Vec<Tenancy> =
         on!(&mut *conn, |c| sqlx::query_as(SQL).bind(before).bind(limit).fetch_all(c).await?);
@@ -60,7 +58,7 @@ pub async fn ending_before(
 /// [`StoreError`] when the database refuses or is away.
 pub async fn lock(tx: &mut Tx, id: Uuid) -> Result<Option<Tenancy>, StoreError> {
     const SQL: &str = "SELECT id, name, agent_id, owner_id, status, vendor_id, plan, cycle, paid_until, \
-        powered_off_at, missing_since FROM sandboxes WHERE id = $1 AND managed AND vendor_id IS NOT NULL AND plan IS NOT NULL \
+        powered_off_at FROM sandboxes WHERE id = $1 AND managed AND vendor_id IS NOT NULL AND plan IS NOT NULL \
         AND cycle IS NOT NULL AND paid_until IS NOT NULL";
     super::sandboxes::lock(tx, id).await?;
     Ok(on!(&mut tx.conn, |c| sqlx::query_as(SQL).bind(id).fetch_optional(c).await?))

@@ -19,6 +19,8 @@ const BATCH: i64 = 50;
 const MISSING_FOR: TimeDelta = TimeDelta::minutes(10);
 /// A server is installed by then, or never: bare metal takes half an hour.
 const INSTALLED_WITHIN: TimeDelta = TimeDelta::hours(2);
+/// An installed server has its address by then.
+const ADDRESS_WITHIN: TimeDelta = TimeDelta::minutes(30);
 /// So long a vendor is asked that does not answer.
 const ANSWERED_WITHIN: TimeDelta = TimeDelta::hours(24);
 
@@ -26,6 +28,8 @@ const ANSWERED_WITHIN: TimeDelta = TimeDelta::hours(24);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Installed,
+    /// The same, and its address is not known yet.
+    Addressless,
     Failed,
     Installing,
     Missing,
@@ -44,6 +48,8 @@ fn verdict(seen: Seen, row: &Deploying, now: DateTime<Utc>) -> Verdict {
     let age = now - row.created_at;
     match seen {
         Seen::Installed => Verdict::Runs,
+        Seen::Addressless if age >= ADDRESS_WITHIN => Verdict::Runs,
+        Seen::Addressless => Verdict::Wait { missing_since: None },
         Seen::Failed => Verdict::GiveUp("the vendor could not install the server"),
         Seen::Missing => {
             let since = row.missing_since.unwrap_or(now);
@@ -98,6 +104,7 @@ pub async fn look(app: &App, held: Held) -> Result<(), Error> {
 
 const fn seen(server: &Server) -> Seen {
     match server.status {
+        ServerStatus::Deployed if server.address.is_none() => Seen::Addressless,
         ServerStatus::Deployed => Seen::Installed,
         ServerStatus::Failed => Seen::Failed,
         ServerStatus::Deploying | ServerStatus::Rescue | ServerStatus::Other(_) => Seen::Installing,
@@ -162,6 +169,9 @@ mod tests {
                 assert!(matches!(verdict(seen, &row(None), at(from - 1)), Verdict::Wait { .. }), "{seen:?}");
             }
         }
+        // Nobody could reach it, and no domain could point at it.
+        assert_eq!(verdict(Seen::Addressless, &row(None), at(29)), Verdict::Wait { missing_since: None });
+        assert_eq!(verdict(Seen::Addressless, &row(None), at(30)), Verdict::Runs);
         assert_eq!(verdict(Seen::Missing, &row(None), at(9)), Verdict::Wait { missing_since: Some(at(9)) });
         assert!(matches!(verdict(Seen::Missing, &row(Some(9)), at(18)), Verdict::Wait { .. }));
         assert!(matches!(verdict(Seen::Missing, &row(Some(9)), at(19)), Verdict::GiveUp(_)));

@@ -1,7 +1,6 @@
 //! The next period of a server, paid from its agent's credits: only for a server that is there, at what it costs now, and
 //! in the transaction that moves its end.
 
-use chrono::{DateTime, TimeDelta, Utc};
 use otonix_sdk::ids::AgentId;
 use otonix_sdk::money::MicroUsd;
 use tokio::sync::OnceCell;
@@ -22,8 +21,6 @@ use crate::worker::lifetime::{LAST_CALL, is_poor, lead, log_as, warn};
 
 /// Hours that are bought at once, and what is tried when the credits are too few.
 const HOURS: [u32; 3] = [24, 6, 1];
-/// So long must looks show that the vendor does not know a server.
-const MISSING_FOR: TimeDelta = TimeDelta::minutes(10);
 
 /// What is sold: asked for at most once in a pass, however many servers are due.
 pub(super) type Sold = OnceCell<Result<Vec<Plan>, Error>>;
@@ -60,7 +57,7 @@ pub(super) async fn extend(
             // Unknown is not unpaid: without a price nothing is decided, until the very end.
             Err((false, why)) if app.clock.now() < tenancy.paid_until - LAST_CALL => {
                 if app.clock.now() >= tenancy.paid_until - lead(tenancy) / 2 {
-                    tell_once(app, held, tenancy, "price", &why).await?;
+                    tell_once(app, held, tenancy, "has no price now", &why).await?;
                 }
                 return Ok(true);
             }
@@ -69,10 +66,15 @@ pub(super) async fn extend(
         if !affords(app, agent, price).await? {
             continue;
         }
-        match compute.server(vendor_number(tenancy)).await {
-            Ok(Some(_)) if tenancy.missing_since.is_none() => {}
-            Ok(Some(_)) => missing(app, held, tenancy, None).await?,
-            Ok(None) => return gone(app, held, tenancy).await,
+        let Ok(number) = tenancy.vendor_id.parse() else { return Ok(true) };
+        match compute.server(number).await {
+            Ok(Some(_)) => {}
+            // Somebody has deleted it in the vendor's dashboard, or a deletion was never noted. Should it show again before
+            // its end it is paid; until then nothing is done to it.
+            Ok(None) => {
+                let why = "the vendor does not know it any more";
+                return tell_once(app, held, tenancy, "is gone", why).await.map(|()| false);
+            }
             // It may be there: nothing is decided before the very end either, and then it is paid.
             Err(_) if app.clock.now() < tenancy.paid_until - LAST_CALL => return Ok(true),
             Err(error) => tracing::debug!(server.id = tenancy.vendor_id, %error, "a server is paid unseen"),
@@ -93,53 +95,10 @@ pub(super) async fn extend(
     warn(app, held, tenancy, "its agent's credits do not cover it").await.map(|()| false)
 }
 
-fn vendor_number(tenancy: &Tenancy) -> u64 {
-    tenancy.vendor_id.parse().unwrap_or_default()
-}
-
 /// Whether an agent's credits cover a price; the transaction that pays looks again.
 async fn affords(app: &App, agent: Uuid, price: MicroUsd) -> Result<bool, Error> {
     let states = app.db.read(move |conn| Box::pin(async move { agents::states_of(conn, &[agent]).await }));
     Ok(states.await?.first().is_some_and(|state| !state.killed && state.credits >= price))
-}
-
-/// The vendor does not know the server: nobody pays for it, and when that lasts it is ours no more. Somebody has deleted
-/// it in the vendor's dashboard, or a deletion was never noted.
-async fn gone(app: &App, held: Held, tenancy: &Tenancy) -> Result<bool, Error> {
-    let now = app.clock.now();
-    match tenancy.missing_since {
-        None => missing(app, held, tenancy, Some(now)).await?,
-        Some(since) if now - since < MISSING_FOR => {}
-        Some(_) => {
-            let (replica, seen) = (app.replica, tenancy.clone());
-            let ended = app.writer.apply(Target::Alone, move |tx| {
-                Box::pin(async move {
-                    held.check(tx, replica).await?;
-                    if tenancies::end(tx, seen.id, seen.paid_until).await? {
-                        let what =
-                            format!("server {} is gone: the vendor does not know it any more", seen.name);
-                        log_as(tx, seen.agent_id, &what, "failed").await?;
-                    }
-                    Ok(())
-                })
-            });
-            ended.await?;
-            tracing::error!(server.id = tenancy.vendor_id, "a managed server is not there any more");
-        }
-    }
-    // While it is in doubt, nothing is sent to it.
-    Ok(true)
-}
-
-async fn missing(
-    app: &App,
-    held: Held,
-    tenancy: &Tenancy,
-    since: Option<DateTime<Utc>>,
-) -> Result<(), Error> {
-    let id = tenancy.id;
-    held.write(app, move |tx| Box::pin(async move { Ok(sandboxes::note_missing(tx, id, since).await?) }))
-        .await
 }
 
 /// Tells once for each end that something stands in the way of paying for a server, which only the operator can mend.
@@ -153,17 +112,17 @@ async fn tell_once(
     let (seen, words) = (tenancy.clone(), why.to_owned());
     let told = held.write(app, move |tx| {
         Box::pin(async move {
-            if !warnings::first(tx, &format!("server {what} {}", seen.id), seen.paid_until).await? {
+            if !warnings::first(tx, &format!("server {} {what}", seen.id), seen.paid_until).await? {
                 return Ok(false);
             }
-            let line = format!("server {} has no {what} now, and cannot be paid: {words}", seen.name);
+            let line = format!("server {} {what}, and is not paid for: {words}", seen.name);
             log_as(tx, seen.agent_id, &line, "failed").await?;
             Ok(true)
         })
     });
     if told.await? {
-        tracing::error!(server.id = tenancy.vendor_id, paid_until = %tenancy.paid_until, why,
-            "a server cannot be paid: the vendor gives no price that counts");
+        tracing::error!(server.id = tenancy.vendor_id, paid_until = %tenancy.paid_until, what, why,
+            "a server is not paid for, whatever its agent has");
     }
     Ok(())
 }

@@ -35,6 +35,8 @@ const AWAIT_EVERY: TimeDelta = TimeDelta::hours(1);
 const LOOK_EVERY: TimeDelta = TimeDelta::hours(24);
 /// So long before the end of its time a confirmation is asked for once more.
 const SOON: TimeDelta = TimeDelta::days(3);
+/// So long after its end a domain may be renewed by hand at the registrar, and is looked at.
+const GRACE: TimeDelta = TimeDelta::days(75);
 const SEND_FOR: Duration = Duration::from_secs(55);
 
 /// One pass over the domains whose turn it is.
@@ -47,7 +49,8 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
     app.shared.cycled();
     let now = app.clock.now();
     let due = app.db.read(move |conn| {
-        Box::pin(async move { registrations::due(conn, now, now - FIRST_AFTER, PAGE).await })
+        let (here, expired) = (now - FIRST_AFTER, now - GRACE);
+        Box::pin(async move { registrations::due(conn, now, here, expired, PAGE).await })
     });
     for seen in due.await? {
         if let Err(error) = keep(app, held, registrar.as_ref(), &seen).await {
@@ -77,8 +80,12 @@ async fn keep(app: &App, held: Held, registrar: &dyn Registrar, seen: &Registrat
             return Ok(());
         }
     };
-    if let (None, Some(end)) = (seen.expires_at, owned.expires_at) {
-        // Without an end it would never be renewed.
+    let is_over = seen.status == "expired";
+    if is_over && owned.expires_at.is_none_or(|end| end <= app.clock.now()) {
+        return note(app, held, seen, Seen::Nothing(LOOK_EVERY)).await;
+    }
+    if let Some(end) = owned.expires_at.filter(|_| is_over || seen.expires_at.is_none()) {
+        // Without an end it would never be renewed, and one that was renewed late is ours again.
         held.write(app, move |tx| {
             Box::pin(async move {
                 let status = if end > tx.at { "active" } else { "expired" };
@@ -108,7 +115,7 @@ fn is_no_answer(error: &VendorError) -> bool {
     matches!(error.refusal(), Some(Refusal::NotRegistered | Refusal::NotFound | Refusal::Invalid))
 }
 
-/// Puts right what somebody has changed in the vendor's dashboard; tells whether anything was sent.
+/// Puts right what somebody has changed in the vendor's dashboard; tells whether a look soon will show it.
 async fn mend(
     app: &App,
     held: Held,
@@ -123,15 +130,16 @@ async fn mend(
         return Ok(false);
     }
     held.still(app).await?;
+    let mut soon = false;
     if owned.renews_itself {
         let sent = registrar.stop_renewing(&owned.name, until).await;
-        told(app, held, seen, "is no longer renewed by the registrar itself", sent).await?;
+        soon |= told(app, held, seen, "is no longer renewed by the registrar itself", sent).await?;
     }
     if elsewhere {
         let sent = registrar.reset_nameservers(&owned.name, until).await;
-        told(app, held, seen, "has the registrar's nameservers again", sent).await?;
+        soon |= told(app, held, seen, "has the registrar's nameservers again", sent).await?;
     }
-    Ok(true)
+    Ok(soon)
 }
 
 async fn told(
@@ -140,10 +148,11 @@ async fn told(
     seen: &Registration,
     what: &'static str,
     sent: Result<(), VendorError>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     if let Err(error) = sent {
         tracing::warn!(domain = seen.name, %error, what, "a domain could not be put right at the registrar");
-        return Ok(());
+        // What is refused for good is tried again tomorrow.
+        return Ok(error.refusal().is_none_or(Refusal::passes));
     }
     let seen = seen.clone();
     held.write(app, move |tx| {
@@ -151,7 +160,8 @@ async fn told(
             async move { log(tx, &seen, &format!("domain {} {what}", seen.name), None, "completed").await },
         )
     })
-    .await
+    .await?;
+    Ok(true)
 }
 
 /// What a look has shown, and after how long the next is due.

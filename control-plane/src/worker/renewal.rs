@@ -34,12 +34,13 @@ const LAST_DAYS: TimeDelta = TimeDelta::days(3);
 /// A price above this part of the quoted one waits for the operator: five quarters.
 const MOST: (i64, i64) = (5, 4);
 
-/// One pass over the domains that end soon.
+/// One pass over the domains that end soon; none while another goes on: the calendar does not wait for a slow registrar.
 ///
 /// # Errors
 /// 503 without database.
 pub async fn run_once(app: &App) -> Result<(), Error> {
     let Some(registrar) = &app.vendors.registrar else { return Ok(()) };
+    let Ok(_alone) = app.shared.renewals.try_lock() else { return Ok(()) };
     let Some(held) = hold(app, LEASE).await? else { return Ok(()) };
     app.shared.cycled();
     let now = app.clock.now();
@@ -120,8 +121,7 @@ fn wanted(seen: &Holding, agent: Uuid, price: MicroUsd) -> Wanted {
     Wanted { item, private: None, price, agent, owner: seen.owner_id.unwrap_or_default(), idem: None }
 }
 
-/// Leaves a price to the operator, as a purchase that waits: once for each end and price, so that what was refused is
-/// not asked again.
+/// Leaves a price to the operator, as a purchase that waits; what was refused for this end is not asked again.
 async fn ask(
     app: &App,
     held: Held,
@@ -146,8 +146,10 @@ async fn ask(
             if purchases::is_domain_live(&mut tx.conn, &seen.name).await? {
                 return Ok(None);
             }
-            let subject = format!("renewal {} at {}", seen.id, price.micros());
-            if !warnings::first(tx, &subject, seen.expires_at).await? {
+            let since = seen.expires_at - WINDOW;
+            let refused = ErrorCode::PurchaseFailed.as_str();
+            let asked = (seen.name.as_str(), price.micros(), agent);
+            if purchases::was_refused(&mut tx.conn, asked, refused, since).await? {
                 return Ok(None);
             }
             let wanted = wanted(&seen, agent, price);

@@ -1,5 +1,5 @@
-//! Points managed domains at their servers: `A @` (`AAAA` for an IPv6 address) and `CNAME www`, and keeps them. Other
-//! records are left alone.
+//! Points managed domains at their servers: `A @` (`AAAA` for an IPv6 address) and `CNAME www`, and keeps them, as long as
+//! the server is there. Other records are left alone.
 //!
 //! A look is noted before anything is changed, and nobody looks again before whatever was sent has certainly come; the
 //! records that are there then decide what is missing.
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use otonix_sdk::api::records::DnsRecord;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::Error;
@@ -16,7 +17,7 @@ use crate::service::dns;
 use crate::store::actions::{self, ActionRow};
 use crate::store::agents;
 use crate::store::keeping::{self, Pointed};
-use crate::store::writer::Target;
+use crate::store::writer::{Target, Tx};
 use crate::upstream::providers::{
     Deadline, DnsZone, DomainName, NewRecord, RecordData, Refusal, VendorError, ZoneRecord,
 };
@@ -48,6 +49,14 @@ pub async fn run_once(app: &App) -> Result<(), Error> {
     for pointed in due.await? {
         if let Err(error) = keep(app, held, vendor.as_ref(), &pointed).await {
             tracing::warn!(domain = pointed.name, %error, "a zone could not be seen to");
+        }
+    }
+    let left = app
+        .db
+        .read(move |conn| Box::pin(async move { keeping::to_clear(conn, now - AGAIN_AFTER, PAGE).await }));
+    for pointed in left.await? {
+        if let Err(error) = clear(app, held, vendor.as_ref(), &pointed).await {
+            tracing::warn!(domain = pointed.name, %error, "a zone could not be cleared");
         }
     }
     Ok(())
@@ -111,6 +120,44 @@ fn plan(name: &DomainName, address: IpAddr, before: Option<&str>, there: &[ZoneR
         plan.wanted.push(www);
     }
     plan
+}
+
+/// Takes the record of a server away that is ours no more: the vendor gives its address to somebody else.
+async fn clear(app: &App, held: Held, vendor: &dyn DnsZone, pointed: &Pointed) -> Result<(), Error> {
+    let (Some(name), Ok(address)) = (DomainName::parse(&pointed.name), pointed.ip_address.parse::<IpAddr>())
+    else {
+        return Ok(());
+    };
+    let until = Deadline::after(SEND_FOR);
+    note(app, held, pointed, None).await?;
+    let there = match vendor.records(&name).await {
+        Ok(there) => there.unwrap_or_default(),
+        Err(error) => {
+            tracing::debug!(domain = pointed.name, %error, "the zone cannot be read");
+            return Ok(());
+        }
+    };
+    let apex = apex_at(address);
+    let ours: Vec<&ZoneRecord> = there.iter().filter(|record| !record.system && apex.is(record)).collect();
+    if !ours.is_empty() {
+        held.still(app).await?;
+    }
+    for record in ours {
+        if let Err(error) = vendor.delete_record(&name, &record.id, until).await {
+            tracing::warn!(domain = pointed.name, %error, "a record could not be taken away");
+            return Ok(());
+        }
+    }
+    let seen = pointed.clone();
+    held.write(app, move |tx| {
+        Box::pin(async move {
+            keeping::cleared(tx, seen.id).await?;
+            dns::copy_in(tx, &seen.name, &[dns::copy_of_new(&apex)], &[]).await?;
+            let action = format!("domain {} points at {} no more: its server has ended", seen.name, address);
+            log(tx, seen.agent_id, &action).await
+        })
+    })
+    .await
 }
 
 async fn keep(app: &App, held: Held, vendor: &dyn DnsZone, pointed: &Pointed) -> Result<(), Error> {
@@ -199,17 +246,22 @@ async fn note(app: &App, held: Held, pointed: &Pointed, well: Option<Well>) -> R
                 keeping::pointed(tx, seen.id, address).await?;
                 let Some(well) = well else { return Ok(()) };
                 dns::copy_in(tx, &seen.name, &well.gone, &well.there).await?;
-                if let (true, Some(agent)) = (well.changed, seen.agent_id)
-                    && let Some(state) = agents::states_of(&mut tx.conn, &[agent]).await?.pop()
-                {
+                if well.changed {
                     let action = format!("domain {} points at {}", seen.name, seen.ip_address);
-                    let line = ActionRow::by_server(&state, "domain", &action, None, tx.at);
-                    actions::insert(tx, &[line]).await?;
+                    log(tx, seen.agent_id, &action).await?;
                 }
                 Ok(())
             })
         })
         .await
+}
+
+async fn log(tx: &mut Tx, agent: Option<Uuid>, action: &str) -> Result<(), Error> {
+    let Some(agent) = agent else { return Ok(()) };
+    let Some(state) = agents::states_of(&mut tx.conn, &[agent]).await?.pop() else { return Ok(()) };
+    let line = ActionRow::by_server(&state, "domain", action, None, tx.at);
+    actions::insert(tx, &[line]).await?;
+    Ok(())
 }
 
 #[cfg(test)]

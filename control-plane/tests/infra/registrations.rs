@@ -5,7 +5,7 @@ use chrono::TimeDelta;
 use otonix_control_plane::store::domains;
 use otonix_control_plane::store::writer::Target;
 use otonix_control_plane::upstream::providers::Confirmation;
-use otonix_control_plane::worker::registrations;
+use otonix_control_plane::worker::{registrations, renewal};
 use otonix_sdk::api::records::Domain;
 use otonix_sdk::ids::AgentId;
 
@@ -19,6 +19,7 @@ on_each_store!(
     nameservers_are_put_back_where_a_zone_is_kept,
     a_look_is_taken_by_one_replica,
     a_domain_without_an_end_gets_the_registrar_s,
+    a_domain_that_was_renewed_late_is_ours_again,
 );
 
 const NAME: &str = "a.example";
@@ -121,6 +122,18 @@ async fn the_registrar_is_kept_from_renewing_by_itself(store: Store) {
     }
     assert_eq!(town.desk.0.lock().done, ["stop a.example"]);
     town.desk.0.lock().renewing_itself.insert(NAME.to_owned());
+    // Refused for good: that is for tomorrow, not for every ten minutes.
+    town.desk.0.lock().faults.extend([Fault::Never]);
+    town.pass(TimeDelta::hours(24));
+    for _ in 0..4 {
+        pass(&town).await;
+        town.pass(minutes(11));
+    }
+    let sent = {
+        let known = town.desk.0.lock();
+        (known.done.len(), known.faults.len())
+    };
+    assert_eq!(sent, (1, 0));
     town.pass(TimeDelta::hours(24));
     pass(&town).await;
     assert_eq!(town.desk.0.lock().done.len(), 2);
@@ -192,4 +205,24 @@ async fn a_domain_without_an_end_gets_the_registrar_s(store: Store) {
     pass(&town).await;
     let row = town.domain_row(id).await;
     assert_eq!((row.expires_at, row.status.as_str()), (end, "active"));
+}
+
+async fn a_domain_that_was_renewed_late_is_ours_again(store: Store) {
+    let town = Town::on(store).await;
+    let agent = town.agent("a", 0).await;
+    let id = town.domain(&agent, NAME, TimeDelta::days(2), None).await;
+    town.desk.0.lock().confirmation = Some(Confirmation::Given);
+    pass(&town).await;
+    town.pass(TimeDelta::days(3));
+    renewal::run_once(&town.app).await.expect("a pass");
+    assert_eq!(town.domain_row(id).await.status, "expired");
+    pass(&town).await;
+    assert_eq!(town.domain_row(id).await.status, "expired");
+    // Within the registry's grace somebody pays for it by hand.
+    let later = town.now() + TimeDelta::days(360);
+    town.desk.0.lock().domains.insert(NAME.to_owned(), later);
+    town.pass(TimeDelta::hours(25));
+    pass(&town).await;
+    let row = town.domain_row(id).await;
+    assert_eq!((row.status.as_str(), row.expires_at), ("active", Some(later)));
 }

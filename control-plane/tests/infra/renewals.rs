@@ -4,9 +4,12 @@
 use chrono::{Months, TimeDelta};
 use otonix_control_plane::service::automation;
 use otonix_control_plane::service::purchases::{lists, resolve};
+use otonix_control_plane::store::domains;
 use otonix_control_plane::store::list::Query;
+use otonix_control_plane::store::writer::Target;
 use otonix_control_plane::worker::{purchases, renewal};
 use otonix_sdk::api::purchases::{Purchase, ResolvePurchase};
+use otonix_sdk::api::records::Domain;
 use otonix_sdk::ids::{AgentId, DomainId};
 
 use crate::seat::fresh;
@@ -20,6 +23,8 @@ on_each_store!(
     what_was_renewed_by_hand_waits_for_nobody,
     an_agent_that_cannot_pay_what_was_agreed_keeps_its_credits,
     a_price_that_rose_again_is_asked_anew,
+    nobody_pays_for_a_domain_that_was_given_away,
+    what_was_not_to_be_renewed_for_a_while_is_asked_about_again,
 );
 
 const NAME: &str = "a.example";
@@ -68,6 +73,15 @@ impl Case {
         let body = ResolvePurchase { resolution: resolution.to_owned(), vendor_id: None, note: None };
         let done = resolve::resolve(&self.town.app, &Town::operator(), one.id, body, None).await;
         done.map(fresh).map_err(|error| error.code().as_str().to_owned())
+    }
+
+    /// Changes the domain's row as a PATCH does.
+    async fn change(&self, row: Domain) {
+        let changed =
+            self.town.app.writer.apply(Target::Alone, move |tx| {
+                Box::pin(async move { Ok(domains::update(tx, &row).await?) })
+            });
+        changed.await.expect("it is changed");
     }
 
     async fn credits(&self) -> String {
@@ -190,5 +204,35 @@ async fn a_price_that_rose_again_is_asked_anew(store: Store) {
     case.day().await;
     let waiting = case.of("needs_operator").await;
     assert_eq!(waiting.iter().map(|row| row.price.to_string()).collect::<Vec<_>>(), ["15"]);
+    case.town.audit().await;
+}
+
+async fn nobody_pays_for_a_domain_that_was_given_away(store: Store) {
+    let case = Case::on(store, 100, 1300).await;
+    case.day().await;
+    let other = case.town.agent("b", 100).await;
+    let row = case.town.domain_row(case.domain).await;
+    case.change(Domain { agent_id: Some(other.id), ..row }).await;
+    assert_eq!(case.resolve("retry").await.map(|_| ()), Err("conflict".to_owned()));
+    assert_eq!(case.credits().await, "100");
+    // The next turn asks for whose it is now.
+    case.day().await;
+    case.resolve("retry").await.expect("agreed");
+    case.day().await;
+    let paid = case.town.credits(other.id).await;
+    assert_eq!((case.credits().await.as_str(), paid.as_str(), case.renewed()), ("100", "87", 1));
+    case.town.audit().await;
+}
+
+async fn what_was_not_to_be_renewed_for_a_while_is_asked_about_again(store: Store) {
+    let case = Case::on(store, 100, 1300).await;
+    case.day().await;
+    let row = case.town.domain_row(case.domain).await;
+    case.change(Domain { auto_renew: false, ..row.clone() }).await;
+    case.day().await;
+    assert!(case.of("needs_operator").await.is_empty());
+    case.change(row).await;
+    case.day().await;
+    assert_eq!(case.of("needs_operator").await.len(), 1);
     case.town.audit().await;
 }

@@ -32,6 +32,8 @@ use crate::support::Store;
 pub enum Fault {
     /// The vendor refuses for now.
     Refused,
+    /// It refuses for good.
+    Never,
     /// It is done, and the answer is lost.
     Unheard,
 }
@@ -74,6 +76,9 @@ impl Known {
         let fault = self.faults.pop_front();
         if fault == Some(Fault::Refused) {
             return Err(VendorError::not_done(Refusal::Unavailable, "not now"));
+        }
+        if fault == Some(Fault::Never) {
+            return Err(VendorError::not_done(Refusal::DomainNotAvailable, "never"));
         }
         self.done.push(what);
         let done = act(self);

@@ -161,10 +161,12 @@ async fn server(tx: &mut Tx, purchase: &Purchase, item: &ServerItem, server: &Se
     let from = from.unwrap_or(tx.at);
     let small = |number: Option<u32>| number.and_then(|number| i32::try_from(number).ok());
     let status = match server.status {
-        ServerStatus::Deployed => "running",
-        ServerStatus::Deploying | ServerStatus::Rescue | ServerStatus::Failed | ServerStatus::Other(_) => {
-            "deploying"
-        }
+        ServerStatus::Deployed if server.address.is_some() => "running",
+        ServerStatus::Deployed
+        | ServerStatus::Deploying
+        | ServerStatus::Rescue
+        | ServerStatus::Failed
+        | ServerStatus::Other(_) => "deploying",
     };
     let sandbox = Sandbox {
         id: SandboxId::from(otonix_sdk::clock::new_id()),

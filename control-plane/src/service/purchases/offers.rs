@@ -301,6 +301,11 @@ pub async fn period(app: &App, caller: &Caller, server: u64, body: ExtendServer)
     let found = app.db.read(move |conn| Box::pin(async move { sandboxes::managed(conn, &id).await })).await?;
     let (sandbox, owner, at) = found.ok_or_else(|| Error::not_found("server", server))?;
     caller.must_own("server", server, owner, sandbox.agent_id.map(AgentId::uuid))?;
+    if sandbox.status == "error" {
+        let detail =
+            format!("server {server} could not be installed; the operator decides what becomes of it");
+        return Err(Error::conflict(ErrorCode::Conflict, detail));
+    }
     let Some(compute) = app.vendors.selling_servers() else {
         return Err(Error::NotConfigured {
             code: ErrorCode::UpstreamNotConfigured,

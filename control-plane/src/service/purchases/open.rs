@@ -19,7 +19,7 @@ use crate::service::purchases::money;
 use crate::store::orders::Payer;
 use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{Target, Tx};
-use crate::store::{agents, ledger, sandboxes};
+use crate::store::{agents, domains, ledger, sandboxes};
 
 /// A payment, as far as a purchase is concerned with it.
 #[derive(Debug)]
@@ -178,6 +178,11 @@ pub async fn agreed_in(tx: &mut Tx, asked: &Purchase) -> Result<Purchase, Error>
     let item = Item::of(asked)?;
     let price = MicroUsd::from_micros(asked.price);
     let payer = AgentId::from(asked.payer_agent);
+    let found = domains::managed(&mut tx.conn, &asked.subject).await?;
+    if found.is_none_or(|(domain, ..)| domain.agent_id != Some(payer)) {
+        let detail = format!("{} is not agent {payer}'s any more", asked.subject);
+        return Err(Error::conflict(ErrorCode::Conflict, detail));
+    }
     let mut agreed = asked.clone();
     agreed.reservation = set_aside(tx, payer, &item, price).await?;
     agreed.held = asked.price;

@@ -73,6 +73,15 @@ impl Document {
         all
     }
 
+    /// Every operation that takes a body: id, method, path.
+    pub fn operations_with_body(&self) -> Vec<(String, String, String)> {
+        let mut all = self.operations();
+        all.retain(|(_, method, path)| {
+            !self.whole["paths"][path][method.to_ascii_lowercase()]["requestBody"].is_null()
+        });
+        all
+    }
+
     /// The statuses that an operation documents, each with the names of its examples.
     pub fn answers(&self, id: &str) -> Vec<(u16, Vec<String>)> {
         let paths = self.whole["paths"].as_object().expect("paths");

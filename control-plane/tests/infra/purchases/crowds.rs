@@ -9,7 +9,7 @@ use otonix_control_plane::service::purchases::item::{Item, ServerItem};
 use otonix_control_plane::service::purchases::open;
 use otonix_control_plane::store::purchases as rows;
 use otonix_control_plane::store::purchases::Purchase;
-use otonix_control_plane::worker::purchases as worker;
+use otonix_control_plane::worker::{purchases as worker, renewal};
 use otonix_sdk::clock::TestClock;
 use otonix_sdk::money::MicroUsd;
 use uuid::Uuid;
@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::fake::Fake;
 use crate::fake::cherry::PROJECT;
 use crate::fake::switches::How;
+use crate::fake::vercel::Owned;
 use crate::seat::{Place, Seat};
 use crate::support::database::execute;
 use crate::support::{Store, on_each_store};
@@ -26,6 +27,7 @@ on_each_store!(
     a_lost_order_is_found_among_hundreds,
     half_a_look_is_no_look,
     new_servers_are_looked_at_by_one_pass_at_a_time,
+    domains_that_end_are_looked_at_by_one_pass_at_a_time,
 );
 
 const PLAN: &str = "B1-1-1gb-20s-shared";
@@ -153,4 +155,30 @@ async fn new_servers_are_looked_at_by_one_pass_at_a_time(store: Store) {
     assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
     assert_eq!(fake.count("getServer"), 3);
     assert_eq!(execute(&place.url, deploying).await, 3, "all of them run");
+}
+
+async fn domains_that_end_are_looked_at_by_one_pass_at_a_time(store: Store) {
+    let fake = Fake::start();
+    let options = fake.options();
+    let options: Vec<_> = options.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
+    let place = Place::fresh(store).await;
+    let town = Town::beside(place.url.clone(), &options).await;
+    let agent = town.agent("a", 1).await;
+    for index in 0..3 {
+        let name = format!("d{index}.com");
+        town.domain(&agent, &name, TimeDelta::days(20), None).await;
+        let expires_at = town.now() + TimeDelta::days(20);
+        let owned = Owned {
+            bought_at: expires_at - TimeDelta::days(365),
+            expires_at,
+            renews_itself: false,
+            records: Vec::new(),
+            contact: serde_json::Value::Null,
+        };
+        fake.with(|world| world.vercel.domains.insert(name, owned));
+    }
+    fake.fail("getDomain", How::Late(Duration::from_millis(300)));
+    let (one, two) = tokio::join!(renewal::run_once(&town.app), renewal::run_once(&town.app));
+    assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+    assert_eq!(fake.count("getDomain"), 3);
 }

@@ -32,12 +32,17 @@ async fn a_server_is_a_managed_sandbox_that_runs_when_the_vendor_says_so(store: 
     assert_eq!((status, body["sandbox"]["status"].as_str()), (201, Some("deploying")));
     assert_eq!(body["sandbox"]["agentId"], agent.to_string());
     assert_eq!(body["server"]["password"], serde_json::Value::Null);
+    let id = body["sandbox"]["id"].as_str().expect("an id").parse().expect("an id");
     for (server, _) in bench.shelf.world.lock().servers.values_mut() {
         server.status = ServerStatus::Deployed;
+    }
+    bench.work().await;
+    let shown = sandboxes::sandbox(&bench.app, &owner, id).await.expect("it is the owner's");
+    assert_eq!((shown.status.as_str(), shown.ip_address), ("deploying", None), "nobody could reach it");
+    for (server, _) in bench.shelf.world.lock().servers.values_mut() {
         server.address = Some("185.150.0.42".parse().expect("an address"));
     }
     bench.work().await;
-    let id = body["sandbox"]["id"].as_str().expect("an id").parse().expect("an id");
     let shown = sandboxes::sandbox(&bench.app, &owner, id).await.expect("it is the owner's");
     assert_eq!((shown.status.as_str(), shown.ip_address.as_deref()), ("running", Some("185.150.0.42")));
     assert!(shown.managed && shown.paid_until.is_some());
