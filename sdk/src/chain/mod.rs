@@ -7,6 +7,7 @@
 mod answers;
 pub mod http;
 mod rpc;
+pub mod token;
 pub mod usdc;
 
 use std::fmt;

@@ -1,23 +1,23 @@
-//! USDC as a contract (Circle's FiatToken 2.2): its calls, its logs, its facts.
+//! USDC as a contract (Circle's FiatToken 2.2): its calls and its logs.
 //!
 //! Calls are written and read by hand, since they are few and fixed; each selector is checked against its signature.
 
-use super::{At, ChainError, EvmAddress, Hash, Log, LogFilter, Rpc};
+use super::{EvmAddress, Hash, Log, LogFilter};
 pub use crate::x402::eip3009::Transfer as TransferAuthorization;
 
 const TRANSFER: [u8; 4] = [0xa9, 0x05, 0x9c, 0xbb];
-const BALANCE_OF: [u8; 4] = [0x70, 0xa0, 0x82, 0x31];
-const AUTHORIZATION_STATE: [u8; 4] = [0xe9, 0x4a, 0x01, 0x02];
-const NAME: [u8; 4] = [0x06, 0xfd, 0xde, 0x03];
-const VERSION: [u8; 4] = [0x54, 0xfd, 0x4d, 0x50];
-const DECIMALS: [u8; 4] = [0x31, 0x3c, 0xe5, 0x67];
-const DOMAIN_SEPARATOR: [u8; 4] = [0x36, 0x44, 0xe5, 0x15];
+pub(super) const BALANCE_OF: [u8; 4] = [0x70, 0xa0, 0x82, 0x31];
+pub(super) const AUTHORIZATION_STATE: [u8; 4] = [0xe9, 0x4a, 0x01, 0x02];
+pub(super) const NAME: [u8; 4] = [0x06, 0xfd, 0xde, 0x03];
+pub(super) const VERSION: [u8; 4] = [0x54, 0xfd, 0x4d, 0x50];
+pub(super) const DECIMALS: [u8; 4] = [0x31, 0x3c, 0xe5, 0x67];
+pub(super) const DOMAIN_SEPARATOR: [u8; 4] = [0x36, 0x44, 0xe5, 0x15];
 /// `transferWithAuthorization` with v, r and s.
 const TRANSFER_WITH_VRS: [u8; 4] = [0xe3, 0xee, 0x16, 0x0e];
 /// `transferWithAuthorization` with the signature as bytes: contracts' own signatures.
 const TRANSFER_WITH_BYTES: [u8; 4] = [0xcf, 0x09, 0x29, 0x95];
 /// ERC-1271.
-const IS_VALID_SIGNATURE: [u8; 4] = [0x16, 0x26, 0xba, 0x7e];
+pub(super) const IS_VALID_SIGNATURE: [u8; 4] = [0x16, 0x26, 0xba, 0x7e];
 
 /// `Transfer(address indexed from, address indexed to, uint256 value)`.
 pub const TRANSFER_TOPIC: Hash = Hash([
@@ -35,11 +35,6 @@ pub const AUTHORIZATION_CANCELLED_TOPIC: Hash = Hash([
     0x1c, 0xdd, 0x46, 0xff, 0x24, 0x27, 0x16, 0xcd, 0xaa, 0x72, 0xd1, 0x59, 0xd3, 0x39, 0xa4, 0x85, 0xb3,
     0x43, 0x83, 0x98, 0x34, 0x8d, 0x68, 0xf0, 0x9d, 0x7c, 0x8c, 0x0a, 0x59, 0x35, 0x3d, 0x81,
 ]);
-
-/// Longest text read of a contract.
-const MAX_TEXT: usize = 256;
-/// Gas that a contract may use to check its own signature.
-const SIGNATURE_GAS: u64 = 150_000;
 
 /// A `transfer` call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,37 +66,24 @@ pub struct TransferLog {
     pub log_index: u64,
 }
 
-/// What a token says of itself; what its signatures are made over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// The EIP-712 domain's name.
-    pub name: String,
-    /// The EIP-712 domain's version.
-    pub version: String,
-    /// Decimals of a unit.
-    pub decimals: u64,
-    /// The EIP-712 domain's hash.
-    pub domain_separator: [u8; 32],
-}
-
-fn word(address: EvmAddress) -> [u8; 32] {
+pub(super) fn word(address: EvmAddress) -> [u8; 32] {
     let mut word = [0; 32];
     word[12..].copy_from_slice(&address.bytes());
     word
 }
 
-fn number(value: u128) -> [u8; 32] {
+pub(super) fn number(value: u128) -> [u8; 32] {
     let mut word = [0; 32];
     word[16..].copy_from_slice(&value.to_be_bytes());
     word
 }
 
-fn call(selector: [u8; 4], words: &[[u8; 32]]) -> Vec<u8> {
+pub(super) fn call(selector: [u8; 4], words: &[[u8; 32]]) -> Vec<u8> {
     selector.iter().copied().chain(words.iter().flatten().copied()).collect()
 }
 
 /// Bytes as the last argument of a call: their length, and themselves filled up to whole words.
-fn tail(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn tail(bytes: &[u8]) -> Vec<u8> {
     let mut tail = number(bytes.len() as u128).to_vec();
     tail.extend_from_slice(bytes);
     tail.resize(32 + bytes.len().next_multiple_of(32), 0);
@@ -174,7 +156,7 @@ fn address_in(word: &[u8]) -> Option<EvmAddress> {
     zeros.iter().all(|byte| *byte == 0).then(|| EvmAddress::from_bytes(address))
 }
 
-fn number_in(word: &[u8]) -> Option<u128> {
+pub(super) fn number_in(word: &[u8]) -> Option<u128> {
     let (zeros, value) = word.split_at_checked(16)?;
     let value = <[u8; 16]>::try_from(value).ok()?;
     zeros.iter().all(|byte| *byte == 0).then(|| u128::from_be_bytes(value))
@@ -253,90 +235,6 @@ fn about_authorization(
         topics: vec![Some(topic), Some(Hash(word(from))), Some(Hash(nonce))],
         from: *blocks.start(),
         to: *blocks.end(),
-    }
-}
-
-fn text(answer: &[u8]) -> Option<String> {
-    let offset = usize::try_from(number_in(answer.get(..32)?)?).ok()?;
-    let rest = answer.get(offset..)?;
-    let len = usize::try_from(number_in(rest.get(..32)?)?).ok()?;
-    if len > MAX_TEXT {
-        return None;
-    }
-    String::from_utf8(rest.get(32..)?.get(..len)?.to_vec()).ok()
-}
-
-impl Rpc {
-    /// Base units of a token that an account has.
-    ///
-    /// # Errors
-    /// [`ChainError`].
-    pub async fn token_balance(&self, asset: EvmAddress, of: EvmAddress) -> Result<u128, ChainError> {
-        let answer = self.call(None, asset, &call(BALANCE_OF, &[word(of)]), None, At::Latest).await?;
-        number_in(&answer).ok_or_else(|| ChainError::Garbage("a balance".to_owned()))
-    }
-
-    /// Whether a payer's nonce was used (or cancelled).
-    ///
-    /// # Errors
-    /// [`ChainError`].
-    pub async fn authorization_state(
-        &self,
-        asset: EvmAddress,
-        from: EvmAddress,
-        nonce: [u8; 32],
-        at: At,
-    ) -> Result<bool, ChainError> {
-        let data = call(AUTHORIZATION_STATE, &[word(from), nonce]);
-        match number_in(&self.call(None, asset, &data, None, at).await?) {
-            Some(0) => Ok(false),
-            Some(1) => Ok(true),
-            _ => Err(ChainError::Garbage("the state of an authorization".to_owned())),
-        }
-    }
-
-    /// What a token says of itself.
-    ///
-    /// # Errors
-    /// [`ChainError`]; garbage when there is no such token.
-    pub async fn token_facts(&self, asset: EvmAddress) -> Result<Facts, ChainError> {
-        let no = |what: &str| ChainError::Garbage(format!("{asset} is no USDC: it has no {what}"));
-        if self.code(asset).await?.is_empty() {
-            return Err(no("code"));
-        }
-        let name = self.call(None, asset, &NAME, None, At::Latest).await?;
-        let version = self.call(None, asset, &VERSION, None, At::Latest).await?;
-        let decimals = self.call(None, asset, &DECIMALS, None, At::Latest).await?;
-        let domain = self.call(None, asset, &DOMAIN_SEPARATOR, None, At::Latest).await?;
-        Ok(Facts {
-            name: text(&name).ok_or_else(|| no("name"))?,
-            version: text(&version).ok_or_else(|| no("version"))?,
-            decimals: number_in(&decimals)
-                .and_then(|n| u64::try_from(n).ok())
-                .ok_or_else(|| no("decimals"))?,
-            domain_separator: domain.as_slice().try_into().map_err(|_| no("domain separator"))?,
-        })
-    }
-
-    /// Whether a contract says that a signature over a hash is its own (ERC-1271).
-    ///
-    /// # Errors
-    /// [`ChainError`]; a contract that fails has not said so.
-    pub async fn is_valid_signature(
-        &self,
-        contract: EvmAddress,
-        hash: [u8; 32],
-        signature: &[u8],
-    ) -> Result<bool, ChainError> {
-        let mut data = call(IS_VALID_SIGNATURE, &[hash, number(64)]);
-        data.extend(tail(signature));
-        match self.call(None, contract, &data, Some(SIGNATURE_GAS), At::Latest).await {
-            Ok(answer) => Ok(answer.len() == 32
-                && answer.starts_with(&IS_VALID_SIGNATURE)
-                && answer.iter().skip(4).all(|byte| *byte == 0)),
-            Err(error) if error.is_revert() => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 
