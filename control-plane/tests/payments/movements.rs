@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::peer::Does;
 use crate::shop::Shop;
 use crate::support::poll::until_true;
 use crate::support::{Agent, Store, on_each_store};
@@ -16,6 +17,7 @@ on_each_store!(
     a_signed_payment_that_comes_by_another_transaction_is_the_same_payment,
     what_was_taken_back_comes_back_by_another_transaction,
     a_killed_agents_payment_is_owed_back,
+    a_node_that_answers_little_at_a_time_is_asked_for_less,
 );
 
 async fn becomes(shop: &Shop, agent: &Agent, credits: &str) {
@@ -228,5 +230,29 @@ async fn a_killed_agents_payment_is_owed_back(store: Store) {
     let lines = shop.server.get(&format!("/api/transactions?agentId={}", other.id)).await.list();
     assert_eq!((lines.len(), lines[0]["amount"].to_string().as_str()), (1, "5"));
     assert_eq!(lines[0]["metadata"]["refundId"], refunds[0]["id"]);
+    shop.audit();
+}
+
+async fn a_node_that_answers_little_at_a_time_is_asked_for_less(store: Store) {
+    let shop = Shop::open_among_peers(store, false).await;
+    let node = shop.node.as_ref().expect("it is among peers");
+    let agent = shop.own_wallet().await;
+    // Wait for the cursor's start.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // As nodes do when somebody has made ten thousand transfers of nothing.
+    node.obey(|method, params| {
+        let asked: Value = serde_json::from_str(params).expect("JSON");
+        let number = |name: &str| {
+            let text = asked[0][name].as_str().expect("a block");
+            u64::from_str_radix(&text[2..], 16).expect("hex")
+        };
+        if method == "eth_getLogs" && number("toBlock") > number("fromBlock") + 1 {
+            return Does::Fails(-32_005, "query returned more than 10000 results");
+        }
+        Does::Passes
+    });
+    shop.transfer(&shop.customer, 5_000_000, "");
+    shop.pass_time();
+    becomes(&shop, &agent, "5").await;
     shop.audit();
 }

@@ -11,6 +11,10 @@ use super::{Block, CALL_TIMEOUT, ChainError, EvmAddress, Hash, Log, Receipt, Tra
 
 /// Largest answer read.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// Logs of one question.
+const MAX_LOGS: usize = 200_000;
+/// What is said of an answer that is longer than [`MAX_ANSWER`].
+const TOO_LONG: &str = "an answer is too long";
 /// Longest message of a node that is kept.
 const MAX_MESSAGE: usize = 300;
 
@@ -207,11 +211,31 @@ impl Rpc {
         }
     }
 
-    /// Logs.
+    /// Logs, in order. Nodes refuse what is too much for them, and anyone can make many logs for nothing: then the same
+    /// is asked in halves.
     ///
     /// # Errors
     /// [`ChainError`], also when a log is none that was asked for.
     pub async fn logs(&self, filter: &LogFilter) -> Result<Vec<Log>, ChainError> {
+        let mut found = Vec::new();
+        let mut open = vec![(filter.from, filter.to)];
+        while let Some((from, to)) = open.pop() {
+            match self.logs_at_once(&LogFilter { from, to, ..filter.clone() }).await {
+                Ok(logs) if found.len() + logs.len() > MAX_LOGS => {
+                    return Err(ChainError::Garbage("there are too many logs".to_owned()));
+                }
+                Ok(logs) => found.extend(logs),
+                Err(error) if from < to && is_too_much(&error) => {
+                    let middle = from + (to - from) / 2;
+                    open.extend([(middle + 1, to), (from, middle)]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    async fn logs_at_once(&self, filter: &LogFilter) -> Result<Vec<Log>, ChainError> {
         let params = json!([{
             "address": filter.address,
             "topics": filter.topics,
@@ -328,6 +352,15 @@ fn present<T>(
     if answer.is_null() { Ok(None) } else { read(&answer).map(Some) }
 }
 
+/// Whether less may be answered: nodes say in many ways that a question is too large for them.
+fn is_too_much(error: &ChainError) -> bool {
+    match error {
+        ChainError::Rpc { .. } => true,
+        ChainError::Garbage(why) => why == TOO_LONG,
+        ChainError::Unreachable(_) => false,
+    }
+}
+
 /// Whether another node may do better.
 fn is_about_the_node(error: &ChainError) -> bool {
     match error {
@@ -344,7 +377,7 @@ async fn ask(node: &JsonPost, body: Vec<u8>) -> Result<Value, ChainError> {
     let posted = node.post(body).await.map_err(|error| match error {
         PostError::NotSent => ChainError::Unreachable(format!("cannot connect to {}", node.host())),
         PostError::NoAnswer(why) => ChainError::Unreachable(format!("{}: {why}", node.host())),
-        PostError::TooLong => ChainError::Garbage("an answer is too long".to_owned()),
+        PostError::TooLong => ChainError::Garbage(TOO_LONG.to_owned()),
     })?;
     let refused = posted.status >= 400;
     let answer: Value = match serde_json::from_slice(&posted.body) {
