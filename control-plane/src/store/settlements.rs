@@ -116,6 +116,22 @@ pub async fn last_nonce(
         .await?))
 }
 
+/// The first claim under way whose account number is beyond one.
+///
+/// # Errors
+/// [`StoreError`] when the database refuses or is away.
+pub async fn first_open_after(
+    conn: &mut Conn,
+    chain: i64,
+    signer: String,
+    nonce: i64,
+) -> Result<Option<Uuid>, StoreError> {
+    const SQL: &str = "SELECT s.payment_id FROM settlements s JOIN payments p ON p.id = s.payment_id \
+        WHERE s.chain = $1 AND s.signer = $2 AND s.account_nonce > $3 AND p.status IN ('claimed', 'sent') \
+        ORDER BY s.account_nonce LIMIT 1";
+    Ok(on!(conn, |c| sqlx::query_scalar(SQL).bind(chain).bind(signer).bind(nonce).fetch_optional(c).await?))
+}
+
 /// Everything signed for a payment.
 ///
 /// # Errors

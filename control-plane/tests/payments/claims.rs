@@ -1,11 +1,14 @@
 //! Claims whose end is long in coming: the chain alone decides it, and none is forgotten behind others.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::chain::Options;
+use crate::peer::Does;
 use crate::shop::Shop;
 use crate::support::poll::until_true;
 use crate::support::{Store, on_each_store};
@@ -17,6 +20,7 @@ on_each_store!(
     what_its_payer_cancelled_fails,
     no_claim_waits_for_ever_behind_others,
     no_transaction_waits_for_ever_behind_others,
+    a_wrong_number_of_the_account_stops_nothing,
 );
 
 async fn a_claim_ends_by_no_clock_but_the_chains(store: Store) {
@@ -174,6 +178,33 @@ async fn no_transaction_waits_for_ever_behind_others(store: Store) {
     for payment in &payments {
         until_true("it is served", Duration::from_secs(30), async || call(payment).await.status == 201).await;
     }
+    assert_eq!((shop.till(), shop.credits(&agent).await.as_str()), (2_000_000, "2"));
+    shop.audit();
+}
+
+async fn a_wrong_number_of_the_account_stops_nothing(store: Store) {
+    let shop = Shop::open_among_peers(store, false).await;
+    let node = shop.node.as_ref().expect("it is among peers");
+    let agent = shop.server.agent("a").await;
+    // A node that is of another chain for a moment: nobody ever signs with the numbers before this one.
+    let asked = Arc::new(AtomicUsize::default());
+    let count = Arc::clone(&asked);
+    node.obey(move |method, _| {
+        if method != "eth_getTransactionCount" {
+            return Does::Passes;
+        }
+        count.fetch_add(1, Ordering::SeqCst);
+        Does::Says("0x3")
+    });
+    let told = async || asked.load(Ordering::SeqCst) >= 2;
+    until_true("it was told a wrong number", Duration::from_secs(30), told).await;
+    let first = shop.quote(&agent, "1").await.pay_v2(&shop.customer);
+    let call = |payment: &String| shop.topup(&agent, "1").header("payment-signature", payment);
+    call(&first).await.refused(503, "payment_pending");
+    node.mend();
+    until_true("it is served", Duration::from_secs(60), async || call(&first).await.status == 201).await;
+    let second = shop.quote(&agent, "1").await.pay_v2(&shop.customer);
+    until_true("so is the next", Duration::from_secs(60), async || call(&second).await.status == 201).await;
     assert_eq!((shop.till(), shop.credits(&agent).await.as_str()), (2_000_000, "2"));
     shop.audit();
 }

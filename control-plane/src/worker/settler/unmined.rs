@@ -47,6 +47,9 @@ impl Settling {
         let rows = rows.await?;
         let more = rows.len() as i64 >= BATCH;
         self.turns.lock().unmined = rows.last().filter(|_| more).map(|row| row.account_nonce);
+        if from == first && rows.first().is_some_and(|row| row.account_nonce > first) {
+            self.fill(key, count).await?;
+        }
         let now = self.app.clock.now();
         for row in &rows {
             let age = (now - row.created_at).num_seconds();
@@ -59,6 +62,41 @@ impl Settling {
                 None
             });
             self.send(dearer.as_ref().unwrap_or(row)).await;
+        }
+        Ok(())
+    }
+
+    /// A number that nothing was signed with (a node that told a wrong one) holds up all after it: the first claim that
+    /// waits behind it gets it. The token carries each claim out once, whatever is signed for it.
+    async fn fill(&self, key: &Arc<Wallet>, number: u64) -> Result<(), Error> {
+        let (chain, signer) = (chain_column(&self.parts), signer_text(key.address()));
+        let (of, after) = (signer.clone(), i64::try_from(number).unwrap_or(i64::MAX));
+        let waiting = self.app.db.read(move |conn| {
+            Box::pin(async move {
+                match settlements::first_open_after(conn, chain, of, after).await? {
+                    Some(id) => payments::by_id(conn, id).await,
+                    None => Ok(None),
+                }
+            })
+        });
+        let Some(claim) = waiting.await? else { return Ok(()) };
+        let fees = self.parts.chain.fees().await.map_err(away)?;
+        let Some(pen) = Pen::new(&self.app, &self.parts, key, number, fees) else { return Ok(()) };
+        let signed = sign(&self.parts, key, &claim, number, fees.offer())?;
+        let (id, offer) = (claim.id, fees.offer());
+        let done = self.app.writer.apply(Target::Shared, move |tx| {
+            Box::pin(async move {
+                if !pen.is_held(tx).await? {
+                    return Ok(None);
+                }
+                let row = row_of(tx, chain, &signer, (number, 0), id, signed, offer);
+                settlements::insert(tx, &row).await?;
+                Ok(Some(row))
+            })
+        });
+        if let Some(row) = done.await? {
+            tracing::warn!(payment.id = %id, number, "an account number that nothing was signed with is used");
+            self.send(&row).await;
         }
         Ok(())
     }
