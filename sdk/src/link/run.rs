@@ -17,6 +17,9 @@ use crate::link::session::{self, End};
 const QUICK_FORKS: u32 = 3;
 /// A session that lasted so long was no failure.
 const LASTING: Duration = Duration::from_secs(30);
+/// Who is superseded so soon may have been overtaken by a connection of its own that was cut before, and only now
+/// reached the server.
+const YOUNG: Duration = Duration::from_secs(10);
 /// That another copy of the agent lives is reported at most so often.
 const TELL_EVERY: Duration = Duration::from_secs(3600);
 /// The standing is written down at most so often.
@@ -83,6 +86,10 @@ struct Course {
     backoff: Backoff,
     /// New epochs in a row without an acknowledged event.
     forks: u32,
+    /// How long the last session lived.
+    lived: Duration,
+    /// The session before was superseded while it was young.
+    overtaken: bool,
     /// When another copy was reported last.
     told: Option<Instant>,
 }
@@ -113,7 +120,7 @@ pub(crate) async fn run(core: Arc<Core>) {
     core.fail_unfinished().await;
     let tuning = core.config.tuning.clone();
     let backoff = Backoff::new(tuning.backoff_base, tuning.backoff_cap);
-    let mut course = Course { backoff, forks: 0, told: None };
+    let mut course = Course { backoff, forks: 0, lived: Duration::ZERO, overtaken: false, told: None };
     let mut chooser = Chooser {
         wanted: core.config.transport,
         failures: 0,
@@ -134,8 +141,12 @@ pub(crate) async fn run(core: Arc<Core>) {
             Transport::Auto | Transport::Grpc => session::run(&core).await,
         };
         chooser.ended(&end);
-        if started.elapsed() > LASTING {
+        course.lived = started.elapsed();
+        if course.lived > LASTING {
             course.backoff.reset();
+        }
+        if course.lived > YOUNG {
+            course.overtaken = false;
         }
         let progress = core.spool.view().acked;
         if progress > acked {
@@ -188,6 +199,10 @@ async fn after(core: &Arc<Core>, end: End, course: &mut Course) -> Duration {
             let asked = retry_after.unwrap_or_default();
             match reason.as_str() {
                 // Two live machines with one identity must not throw each other out in turns.
+                "superseded" if course.lived <= YOUNG && !course.overtaken => {
+                    course.overtaken = true;
+                    course.backoff.next(retry_after)
+                }
                 "superseded" => {
                     tracing::warn!("another machine took over with this agent's identity");
                     let details = "a newer session with this agent's identity took over from this machine";

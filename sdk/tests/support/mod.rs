@@ -199,6 +199,18 @@ impl Server {
         self.sessions.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Whether somebody has the session.
+    pub fn has_session(&self) -> bool {
+        self.lock().current.is_some()
+    }
+
+    /// Takes the session away, as if another one of the agent had begun.
+    pub async fn supersede(&self) {
+        let current = self.lock().current.take();
+        let (_, down) = current.expect("a session");
+        let _ = down.send(Ok(goaway("superseded"))).await;
+    }
+
     pub fn sessions(&self) -> u64 {
         self.sessions.load(Ordering::SeqCst)
     }
