@@ -252,6 +252,7 @@ async fn a_node_that_answers_little_at_a_time_is_asked_for_less(store: Store) {
         Does::Passes
     });
     shop.transfer(&shop.customer, 5_000_000, "");
+    shop.chain.mine(20);
     shop.pass_time();
     becomes(&shop, &agent, "5").await;
     shop.audit();
