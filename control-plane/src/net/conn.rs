@@ -103,7 +103,8 @@ async fn requests<S: Service>(
         }
         let lively = !fresh && resting.elapsed() < LIVELY_GAP;
         fresh = false;
-        match h1::run(shared, stream, head, track, lively, alarm, ear).await {
+        // Boxed, so that a connection that rests, or speaks HTTP/2, has no room for it.
+        match Box::pin(h1::run(shared, stream, head, track, lively, alarm, ear)).await {
             h1::Exit::Rest(rested, next_bytes) => (stream, bytes) = (rested, next_bytes),
             h1::Exit::End(stream) => {
                 if track.refused() {
