@@ -184,9 +184,12 @@ async fn a_look_is_taken_by_one_replica(store: Store) {
         other.stop().await;
         pass(&town).await;
     }
+    assert!(town.desk.0.lock().done.is_empty(), "it is not sent a second time before the next look");
+    // Whoever lost the lease in the midst of a look has written nothing; the next look does.
+    town.pass(minutes(11));
+    pass(&town).await;
     assert_eq!(told(&town, agent.id).await, (1, 0, 0));
-    assert!(town.desk.0.lock().faults.is_empty(), "it was sent once");
-    assert!(town.desk.0.lock().done.is_empty(), "and no second time before the next look");
+    assert!(town.desk.0.lock().faults.is_empty(), "it was sent");
 }
 
 async fn a_domain_without_an_end_gets_the_registrar_s(store: Store) {
