@@ -65,6 +65,7 @@ impl Finality {
         self.turn = self.turn.wrapping_add(OTHERS);
         let mut known: BTreeMap<u64, Option<Hash>> = BTreeMap::new();
         let mut closed: Vec<Seen> = Vec::new();
+        let mut outcome = Ok(());
         for seen in blocks.iter().filter(|seen| near(seen)).chain(others) {
             let number = block_of(seen.number);
             let hash = match known.get(&number) {
@@ -82,12 +83,15 @@ impl Finality {
                 }
                 continue;
             }
-            look_closely(app, parts, held, seen).await?;
+            // One block that cannot be looked at keeps no other from its end.
+            if outcome.is_ok() {
+                outcome = look_closely(app, parts, held, seen).await;
+            }
         }
         for blocks in closed.chunks(CLOSED_AT_ONCE) {
             close(app, held, chain, blocks.to_vec()).await?;
         }
-        Ok(())
+        outcome
     }
 }
 
