@@ -8,7 +8,9 @@ use otonix_sdk::money::MicroUsd;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::upstream::providers::{Currency, Cycle, Decimal, DomainName, Plan, Refusal, Slug, VendorError};
+use crate::upstream::providers::{
+    Currency, Cycle, Decimal, DomainName, Plan, Purpose, Refusal, Slug, VendorError,
+};
 
 /// What an amount of a vendor is in USDC, rounded up to the micro-unit.
 ///
@@ -92,8 +94,13 @@ fn not_for_sale(name: &DomainName) -> Error {
 ///
 /// # Errors
 /// 409 when it is not for sale, 503 when the registrar cannot be asked.
-pub async fn domain(app: &App, name: &DomainName, years: u32) -> Result<DomainQuote, Error> {
-    let registrar = app.vendors.selling_domains().ok_or_else(not_configured)?;
+pub async fn domain(
+    app: &App,
+    purpose: Purpose,
+    name: &DomainName,
+    years: u32,
+) -> Result<DomainQuote, Error> {
+    let registrar = app.vendors.domains_for(purpose).ok_or_else(not_configured)?;
     let price = registrar.price(name, years).await.map_err(vendor_error)?;
     let expected = price.purchase.ok_or_else(|| not_for_sale(name))?;
     let in_usdc = expected.to_micro_usd().ok_or_else(|| not_for_sale(name))?;
@@ -108,8 +115,13 @@ pub async fn domain(app: &App, name: &DomainName, years: u32) -> Result<DomainQu
 ///
 /// # Errors
 /// 409 when it cannot be renewed, 503 when the registrar cannot be asked.
-pub async fn renewal(app: &App, name: &DomainName, years: u32) -> Result<DomainQuote, Error> {
-    let registrar = app.vendors.selling_domains().ok_or_else(not_configured)?;
+pub async fn renewal(
+    app: &App,
+    purpose: Purpose,
+    name: &DomainName,
+    years: u32,
+) -> Result<DomainQuote, Error> {
+    let registrar = app.vendors.domains_for(purpose).ok_or_else(not_configured)?;
     let price = registrar.price(name, years).await.map_err(vendor_error)?;
     let expected = price.renewal.ok_or_else(|| not_for_sale(name))?;
     let in_usdc = expected.to_micro_usd().ok_or_else(|| not_for_sale(name))?;
@@ -122,13 +134,13 @@ pub async fn renewal(app: &App, name: &DomainName, years: u32) -> Result<DomainQ
 /// 400 for a plan, region or cycle that is not sold, 409 `out_of_stock`, 503.
 pub async fn server(
     app: &App,
-    plan: &Slug,
-    region: &Slug,
+    purpose: Purpose,
+    (plan, region): (&Slug, &Slug),
     cycle: Cycle,
     periods: u32,
 ) -> Result<ServerQuote, Error> {
-    let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
-    let found = sold_now(app).await?.into_iter().find(|known| known.slug == *plan);
+    let compute = app.vendors.servers_for(purpose).ok_or_else(not_configured)?;
+    let found = sold_now(app, purpose).await?.into_iter().find(|known| known.slug == *plan);
     let quote = priced(app, found.ok_or_else(|| Error::invalid("plan", "is not sold"))?, cycle, periods)?;
     let Some(stock) = quote.plan.stock.iter().find(|stock| stock.region == *region) else {
         let known = compute.region(region).await.map_err(vendor_error)?;
@@ -149,12 +161,13 @@ pub async fn server(
 /// 400 for a plan or cycle that is not sold, 503.
 pub async fn period(
     app: &App,
+    purpose: Purpose,
     sold: &[Plan],
     plan: &Slug,
     cycle: Cycle,
     periods: u32,
 ) -> Result<ServerQuote, Error> {
-    let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
+    let compute = app.vendors.servers_for(purpose).ok_or_else(not_configured)?;
     let found = match sold.iter().find(|known| known.slug == *plan) {
         Some(found) => Some(found.clone()),
         None => compute.plan(plan).await.map_err(vendor_error)?,
@@ -166,8 +179,8 @@ pub async fn period(
 ///
 /// # Errors
 /// 503 when the vendor cannot be asked.
-pub async fn sold_now(app: &App) -> Result<Vec<Plan>, Error> {
-    let compute = app.vendors.selling_servers().ok_or_else(not_configured)?;
+pub async fn sold_now(app: &App, purpose: Purpose) -> Result<Vec<Plan>, Error> {
+    let compute = app.vendors.servers_for(purpose).ok_or_else(not_configured)?;
     compute.plans().await.map_err(vendor_error)
 }
 

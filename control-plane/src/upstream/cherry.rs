@@ -24,14 +24,15 @@ use crate::upstream::compute::{
 use crate::upstream::deadline::Deadline;
 use crate::upstream::http::{Answer, Ask, BadVendorUrl, Counts, Endpoint};
 use crate::upstream::names::Slug;
-use crate::upstream::providers::{ComputeProvider, Refusal, VendorError};
+use crate::upstream::providers::{ComputeProvider, Purpose, Refusal, VendorError};
 
 /// The vendor's own address.
 pub const DEFAULT_URL: &str = "https://api.cherryservers.com";
-/// Requests a second, evenly: the vendor refuses about the fifth from one address. Two are anyone's, two are for
-/// purchases alone.
+/// Requests a second, evenly: the vendor refuses about the fifth from one address. Two are anyone's, one is for
+/// prices and one for purchases alone.
 const PACE: Quota = Quota::per_second(NonZeroU32::new(2).expect("not zero")).allow_burst(NonZeroU32::MIN);
-const PURCHASES: Quota = PACE;
+const QUOTES: Quota = Quota::per_second(NonZeroU32::MIN);
+const PURCHASES: Quota = Quota::per_second(NonZeroU32::MIN);
 /// Rows of a page.
 const PAGE: usize = 100;
 /// Pages read of one list.
@@ -70,11 +71,15 @@ impl Cherry {
         })
     }
 
-    /// The same account, with a share of the pace for purchases.
+    /// The same account, with a share of the pace for one purpose.
     #[must_use]
-    pub fn for_purchases(&self) -> Self {
+    pub fn asked_for(&self, purpose: Purpose) -> Self {
+        let share = match purpose {
+            Purpose::Quote => QUOTES,
+            Purpose::Purchase => PURCHASES,
+        };
         Self {
-            http: self.http.for_purchases(PURCHASES),
+            http: self.http.with_share(share),
             team: self.team,
             project: self.project,
             found_team: self.found_team.clone(),

@@ -213,9 +213,9 @@ impl Endpoint {
         })
     }
 
-    /// The same vendor for purchases: what it asks has a share of the pace that nothing else can use up.
+    /// The same vendor for one purpose, which has a share of the pace that nothing else can use up.
     #[must_use]
-    pub fn for_purchases(&self, share: Quota) -> Self {
+    pub fn with_share(&self, share: Quota) -> Self {
         Self {
             name: self.name,
             base: self.base.clone(),
@@ -485,8 +485,9 @@ mod tests {
             hourly.allow_burst(std::num::NonZeroU32::new(count).expect("not zero"))
         };
         let others = Pace::new(turns(3));
-        let purchases = others.with_share(turns(2));
+        let (purchases, quotes) = (others.with_share(turns(2)), others.with_share(turns(1)));
         while others.take().is_ok() {}
+        while quotes.take().is_ok() {}
         assert_eq!((purchases.take(), purchases.take()), (Ok(()), Ok(())), "their own");
         assert!(purchases.take().is_err(), "and no more than the vendor takes");
         assert!(others.take().is_err(), "which nobody else gets");

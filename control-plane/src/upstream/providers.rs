@@ -258,29 +258,48 @@ pub struct Vendors {
     pub registrar: Option<Arc<dyn Registrar>>,
     /// Answers for zones.
     pub dns: Option<Arc<dyn DnsZone>>,
-    /// The same vendors as purchases ask them, when these have a share of the pace.
-    pub buying: Buying,
+    /// The same vendors as those ask them who want a price, when they have a share of the pace.
+    pub quoting: Sellers,
+    /// The same as purchases ask them, when these have one.
+    pub buying: Sellers,
     /// What was asked of each.
     pub counts: Vec<VendorCounts>,
 }
 
-/// Vendors as purchases ask them.
+/// Vendors as they are asked for one purpose.
 #[derive(Clone, Default)]
-pub struct Buying {
+pub struct Sellers {
     /// Sells servers.
     pub compute: Option<Arc<dyn ComputeProvider>>,
     /// Registers domains.
     pub registrar: Option<Arc<dyn Registrar>>,
 }
 
+/// What a seller is asked for. Each has a share of the pace that nothing else can use up: however many ask for prices
+/// and never pay, what was paid is bought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A price, for somebody who may never pay it.
+    Quote,
+    /// A purchase.
+    Purchase,
+}
+
 impl Vendors {
-    /// Who sells servers, for a purchase.
-    pub fn selling_servers(&self) -> Option<&Arc<dyn ComputeProvider>> {
-        self.buying.compute.as_ref().or(self.compute.as_ref())
+    const fn sellers(&self, purpose: Purpose) -> &Sellers {
+        match purpose {
+            Purpose::Quote => &self.quoting,
+            Purpose::Purchase => &self.buying,
+        }
     }
 
-    /// Who registers domains, for a purchase.
-    pub fn selling_domains(&self) -> Option<&Arc<dyn Registrar>> {
-        self.buying.registrar.as_ref().or(self.registrar.as_ref())
+    /// Who sells servers.
+    pub fn servers_for(&self, purpose: Purpose) -> Option<&Arc<dyn ComputeProvider>> {
+        self.sellers(purpose).compute.as_ref().or(self.compute.as_ref())
+    }
+
+    /// Who registers domains.
+    pub fn domains_for(&self, purpose: Purpose) -> Option<&Arc<dyn Registrar>> {
+        self.sellers(purpose).registrar.as_ref().or(self.registrar.as_ref())
     }
 }

@@ -10,7 +10,7 @@ use reqwest::Url;
 use crate::upstream::cherry::{self, Cherry};
 use crate::upstream::http::{Counts, vendor_url};
 use crate::upstream::price::Decimal;
-use crate::upstream::providers::{ComputeProvider, DnsZone, Registrar, Vendors};
+use crate::upstream::providers::{ComputeProvider, DnsZone, Purpose, Registrar, Vendors};
 use crate::upstream::vercel::{self, Vercel};
 
 /// How many days a rate counts when nobody says otherwise.
@@ -129,7 +129,8 @@ impl VendorSettings {
             let client = Vercel::new(account.url.clone(), account.token.clone(), account.team.clone());
             let client = Arc::new(client.context("vercel-url")?);
             vendors.counts.push(("vercel", client.counts()));
-            vendors.buying.registrar = Some(Arc::new(client.for_purchases()));
+            vendors.quoting.registrar = Some(Arc::new(client.asked_for(Purpose::Quote)));
+            vendors.buying.registrar = Some(Arc::new(client.asked_for(Purpose::Purchase)));
             vendors.registrar = Some(Arc::clone(&client) as Arc<dyn Registrar>);
             vendors.dns = Some(client as Arc<dyn DnsZone>);
         }
@@ -138,7 +139,8 @@ impl VendorSettings {
                 Cherry::new(account.url.clone(), account.token.clone(), account.team, account.project);
             let client = Arc::new(client.context("cherry-url")?);
             vendors.counts.push(("cherry", client.counts()));
-            vendors.buying.compute = Some(Arc::new(client.for_purchases()));
+            vendors.quoting.compute = Some(Arc::new(client.asked_for(Purpose::Quote)));
+            vendors.buying.compute = Some(Arc::new(client.asked_for(Purpose::Purchase)));
             vendors.compute = Some(client as Arc<dyn ComputeProvider>);
             vendors.project = account.project;
         }

@@ -16,7 +16,7 @@ use crate::upstream::deadline::Deadline;
 use crate::upstream::http::{Answer, Ask, BadVendorUrl, Endpoint};
 use crate::upstream::names::{DomainName, Slug};
 use crate::upstream::price::Decimal;
-use crate::upstream::providers::{Refusal, Registrar, VendorError};
+use crate::upstream::providers::{Purpose, Refusal, Registrar, VendorError};
 use crate::upstream::registrar::{
     BuyDomain, Confirmation, Contact, DomainPrice, OrderState, OwnedDomain, RenewDomain,
 };
@@ -24,10 +24,11 @@ use crate::upstream::vercel_words::Words;
 
 /// The vendor's own address.
 pub const DEFAULT_URL: &str = "https://api.vercel.com";
-/// Requests a second that are anyone's, and those that are for purchases alone; the vendor's limits differ by operation
-/// and are higher for most.
+/// Requests a second that are anyone's, and those that are for prices and for purchases alone; the vendor's limits
+/// differ by operation and are higher for most.
 const PACE: Quota = Quota::per_second(NonZeroU32::new(6).expect("not zero"));
-const PURCHASES: Quota = Quota::per_second(NonZeroU32::new(4).expect("not zero"));
+const QUOTES: Quota = Quota::per_second(NonZeroU32::new(2).expect("not zero"));
+const PURCHASES: Quota = Quota::per_second(NonZeroU32::new(2).expect("not zero"));
 /// Rows of a page.
 const PAGE: usize = 100;
 /// Pages read of one list.
@@ -55,10 +56,14 @@ impl Vercel {
         Ok(Self { http: http.with_query("teamId", team) })
     }
 
-    /// The same account, with a share of the pace for purchases.
+    /// The same account, with a share of the pace for one purpose.
     #[must_use]
-    pub fn for_purchases(&self) -> Self {
-        Self { http: self.http.for_purchases(PURCHASES) }
+    pub fn asked_for(&self, purpose: Purpose) -> Self {
+        let share = match purpose {
+            Purpose::Quote => QUOTES,
+            Purpose::Purchase => PURCHASES,
+        };
+        Self { http: self.http.with_share(share) }
     }
 
     /// What was asked of it.

@@ -15,7 +15,7 @@ use crate::service::purchases::{offers, open};
 use crate::store::tenancies::{self, Tenancy};
 use crate::store::writer::{Target, Tx};
 use crate::store::{agents, sandboxes, warnings};
-use crate::upstream::providers::{ComputeProvider, Cycle, Plan};
+use crate::upstream::providers::{ComputeProvider, Cycle, Plan, Purpose};
 use crate::worker::Held;
 use crate::worker::lifetime::{LAST_CALL, is_poor, lead, log_as, warn};
 
@@ -45,7 +45,7 @@ pub(super) async fn extend(
     let hourly = Cycle::parse(&tenancy.cycle) == Some(Cycle::Hourly);
     let tries: &[Option<u32>] = if hourly { &HOURS.map(Some) } else { &[None] };
     for periods in tries {
-        let quoted = match sold.get_or_init(|| pricing::sold_now(app)).await {
+        let quoted = match sold.get_or_init(|| pricing::sold_now(app, Purpose::Purchase)).await {
             Ok(sold) => offers::quote_period(app, sold, &sandbox, &at, *periods).await.map_err(|why| {
                 let is_final = matches!(why, Error::Invalid { .. });
                 (is_final, why.to_string())

@@ -14,8 +14,8 @@ use crate::service::purchases::machine::News;
 use crate::service::purchases::{contact, find};
 use crate::store::purchases::Purchase;
 use crate::upstream::providers::{
-    BuyDomain, ComputeProvider, CreateServer, Cycle, Deadline, Decimal, DomainName, OrderState, Refusal,
-    Registrar, RenewDomain, Slug, VendorError,
+    BuyDomain, ComputeProvider, CreateServer, Cycle, Deadline, Decimal, DomainName, OrderState, Purpose,
+    Refusal, Registrar, RenewDomain, Slug, VendorError,
 };
 
 /// What became known of a purchase.
@@ -98,7 +98,7 @@ pub enum Ready {
 pub(super) fn registrar(app: &App) -> Result<&dyn Registrar, Report> {
     let missing =
         || Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no registrar is configured");
-    app.vendors.selling_domains().map(AsRef::as_ref).ok_or_else(missing)
+    app.vendors.domains_for(Purpose::Purchase).map(AsRef::as_ref).ok_or_else(missing)
 }
 
 /// Whoever sells servers.
@@ -108,7 +108,7 @@ pub(super) fn registrar(app: &App) -> Result<&dyn Registrar, Report> {
 pub(super) fn compute(app: &App) -> Result<&dyn ComputeProvider, Report> {
     let missing =
         || Report::new(News::NotDone, ErrorCode::UpstreamNotConfigured, "no seller of servers is configured");
-    app.vendors.selling_servers().map(AsRef::as_ref).ok_or_else(missing)
+    app.vendors.servers_for(Purpose::Purchase).map(AsRef::as_ref).ok_or_else(missing)
 }
 
 fn unreadable(what: &str) -> Report {
@@ -182,7 +182,8 @@ async fn domain(
         let detail = format!("{name} is in the registrar's account already");
         return Err(Report::refused(ErrorCode::DomainNotAvailable, detail));
     }
-    let quote = pricing::domain(app, &name, item.years).await.map_err(|error| expected(&error))?;
+    let quote =
+        pricing::domain(app, Purpose::Purchase, &name, item.years).await.map_err(|error| expected(&error))?;
     at_most(quote.price, price)?;
     let contact = contact::of(app, Private::of(purchase).contact);
     let contact = contact.ok_or_else(|| {
@@ -210,7 +211,9 @@ async fn renewal(app: &App, item: &RenewalItem, price: MicroUsd) -> Result<Renew
         let detail = format!("{name} was renewed otherwise, until {expires_at}");
         return Err(Report::refused(ErrorCode::Conflict, detail));
     }
-    let quote = pricing::renewal(app, &name, item.years).await.map_err(|error| expected(&error))?;
+    let quote = pricing::renewal(app, Purpose::Purchase, &name, item.years)
+        .await
+        .map_err(|error| expected(&error))?;
     at_most(quote.price, price)?;
     Ok(RenewDomain { domain: name, years: item.years, expected: quote.expected })
 }
@@ -225,7 +228,7 @@ async fn server(
     let slug = |text: &str| Slug::parse(text).ok_or_else(|| unreadable("server"));
     let (plan, region, image) = (slug(&item.plan)?, slug(&item.region)?, slug(&item.image)?);
     let cycle = Cycle::parse(&item.cycle).ok_or_else(|| unreadable("cycle"))?;
-    let quote = pricing::server(app, &plan, &region, cycle, item.periods).await;
+    let quote = pricing::server(app, Purpose::Purchase, (&plan, &region), cycle, item.periods).await;
     let quote = quote.map_err(|error| expected(&error))?;
     at_most(quote.price, price)?;
     Ok(CreateServer {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::upstream::providers::{Contact, DomainName};
+use crate::upstream::providers::{Contact, DomainName, Purpose};
 
 /// The contact of a purchase; `None` when there is none.
 pub fn of(app: &App, given: Option<purchases::Contact>) -> Option<Contact> {
@@ -99,7 +99,7 @@ pub async fn demand(app: &App, name: &DomainName, given: Option<&purchases::Cont
             why: "is needed: this server is configured with none".to_owned(),
         });
     };
-    let Some(registrar) = app.vendors.selling_domains() else { return Ok(()) };
+    let Some(registrar) = app.vendors.domains_for(Purpose::Quote) else { return Ok(()) };
     let schema = registrar.contact_schema(name).await.map_err(crate::service::pricing::vendor_error)?;
     let required = schema.as_ref().and_then(|schema| schema.get("required")).and_then(Value::as_array);
     for field in required.into_iter().flatten().filter_map(Value::as_str) {

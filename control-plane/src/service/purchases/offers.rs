@@ -20,7 +20,7 @@ use crate::service::purchases::{bootstrap, contact};
 use crate::service::{linked_agent, linked_sandbox, record_owner};
 use crate::store::agents::AgentState;
 use crate::store::{purchases, sandboxes};
-use crate::upstream::providers::{Cycle, DomainName, Plan, Registrar, Slug};
+use crate::upstream::providers::{Cycle, DomainName, Plan, Purpose, Registrar, Slug};
 
 /// Years of one purchase.
 const MAX_YEARS: u32 = 10;
@@ -101,7 +101,7 @@ pub async fn domain(app: &App, caller: &Caller, body: RegisterDomain) -> Result<
     }
     let agent = beneficiary(app, caller, body.agent_id).await?;
     let sandbox = linked_sandbox(app, caller, body.sandbox_id).await?;
-    let Some(registrar) = app.vendors.selling_domains() else {
+    let Some(registrar) = app.vendors.domains_for(Purpose::Quote) else {
         return Err(Error::NotConfigured {
             code: ErrorCode::UpstreamNotConfigured,
             detail: "no registrar is configured on this server",
@@ -121,7 +121,7 @@ pub async fn domain(app: &App, caller: &Caller, body: RegisterDomain) -> Result<
     if free != [true] {
         return Err(Error::conflict(ErrorCode::DomainNotAvailable, format!("{name} is taken")));
     }
-    let quote = pricing::domain(app, &name, years).await?;
+    let quote = pricing::domain(app, Purpose::Quote, &name, years).await?;
     let owner = record_owner(caller, agent.as_ref());
     let item = Item::Domain(DomainItem {
         domain: name.as_str().to_owned(),
@@ -205,7 +205,7 @@ pub fn read_server(body: ProvisionServer) -> Result<Asked, Error> {
 
 /// Servers are bought into the configured project; without one, into any that the vendor's token has.
 async fn check_project(app: &App, project: u64) -> Result<(), Error> {
-    let is_there = match (app.vendors.project, app.vendors.selling_servers()) {
+    let is_there = match (app.vendors.project, app.vendors.servers_for(Purpose::Quote)) {
         (Some(ours), _) => ours == project,
         (None, Some(compute)) => compute.project(project).await.map_err(pricing::vendor_error)?.is_some(),
         // That nothing is sold is said with the price.
@@ -224,8 +224,10 @@ pub async fn quote_server(app: &App, project: u64, asked: Asked) -> Result<(Item
     if bootstrap {
         bootstrap::package(app)?;
     }
-    let quote = pricing::server(app, &asked.plan, &asked.region, asked.cycle, asked.periods).await?;
-    let Some(compute) = app.vendors.selling_servers() else {
+    let quote =
+        pricing::server(app, Purpose::Quote, (&asked.plan, &asked.region), asked.cycle, asked.periods)
+            .await?;
+    let Some(compute) = app.vendors.servers_for(Purpose::Quote) else {
         return Err(Error::internal("a price without a seller"));
     };
     let images = compute.images(&asked.plan).await.map_err(pricing::vendor_error)?;
@@ -280,7 +282,7 @@ pub async fn quote_period(
     let cycle = cycle_of(&at.cycle)?;
     let periods = periods_of(cycle, periods)?;
     let plan = Slug::of_field("plan", &at.plan)?;
-    let quote = pricing::period(app, sold, &plan, cycle, periods).await?;
+    let quote = pricing::period(app, Purpose::Quote, sold, &plan, cycle, periods).await?;
     let item = Item::Period(PeriodItem {
         sandbox: sandbox.id,
         vendor_id: at.vendor_id.clone(),
@@ -306,7 +308,7 @@ pub async fn period(app: &App, caller: &Caller, server: u64, body: ExtendServer)
             format!("server {server} could not be installed; the operator decides what becomes of it");
         return Err(Error::conflict(ErrorCode::Conflict, detail));
     }
-    let Some(compute) = app.vendors.selling_servers() else {
+    let Some(compute) = app.vendors.servers_for(Purpose::Quote) else {
         return Err(Error::NotConfigured {
             code: ErrorCode::UpstreamNotConfigured,
             detail: "no seller of servers is configured on this server",
@@ -315,7 +317,7 @@ pub async fn period(app: &App, caller: &Caller, server: u64, body: ExtendServer)
     if compute.server(server).await.map_err(pricing::vendor_error)?.is_none() {
         return Err(Error::not_found("server", server));
     }
-    let sold = pricing::sold_now(app).await?;
+    let sold = pricing::sold_now(app, Purpose::Quote).await?;
     let (item, price) = quote_period(app, &sold, &sandbox, &at, body.periods).await?;
     let agent = beneficiary(app, caller, sandbox.agent_id).await?;
     Ok(sale(item, &Private::default(), price, agent.as_ref(), owner))

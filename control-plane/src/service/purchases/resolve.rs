@@ -18,6 +18,7 @@ use crate::service::purchases::machine::{News, Status};
 use crate::service::purchases::{book, find, open};
 use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{IdemFor, Target, Tx, Written};
+use crate::upstream::providers::Purpose;
 
 /// What the operator has found out.
 enum Found {
@@ -77,7 +78,7 @@ async fn brought(app: &App, purchase: &Purchase, vendor_id: Option<&str>) -> Res
     let item = Item::of(purchase)?;
     if let (Item::Server(_), Some(text)) = (&item, vendor_id) {
         let id = text.parse().map_err(|_| Error::invalid("vendorId", "must be the server's number"))?;
-        let compute = app.vendors.selling_servers();
+        let compute = app.vendors.servers_for(Purpose::Purchase);
         let compute = compute.ok_or_else(|| Error::invalid("vendorId", "cannot be looked up here"))?;
         let server = compute.server(id).await.map_err(pricing::vendor_error)?;
         let server = server.ok_or_else(|| Error::not_found("server", id))?;

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::store::purchases::{self, Purchase};
 use crate::store::writer::Target;
-use crate::upstream::providers::Created;
+use crate::upstream::providers::{Created, Purpose};
 
 /// How long the vendor is waited for; the answer goes out without it after that, and the next repeat tries again.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -97,6 +97,6 @@ async fn with_secret(app: &App, sale: Uuid, body: &str) -> Result<Option<Reveale
 
 async fn ask(app: &App, purchase: &Purchase) -> Result<Option<Created>, Error> {
     let id = purchase.vendor_ref.as_deref().and_then(|id| id.parse().ok());
-    let (Some(compute), Some(id)) = (app.vendors.selling_servers(), id) else { return Ok(None) };
+    let (Some(compute), Some(id)) = (app.vendors.servers_for(Purpose::Purchase), id) else { return Ok(None) };
     compute.credentials(id).await.map_err(|why| Error::internal(why.to_string()))
 }
