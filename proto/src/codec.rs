@@ -6,7 +6,7 @@ use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
 /// First allocation of a stream's read and write buffers, bytes; they grow when a message is larger.
-const BUFFER_SIZE: usize = 512;
+const BUFFER_SIZE: usize = 64;
 /// Encoded bytes after which the encoder yields them to the connection.
 const YIELD_THRESHOLD: usize = 16 * 1024;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::stream;
-use futures_util::{FutureExt as _, Stream};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use otonix_proto::v1 as pb;
 use otonix_sdk::api::events::Standing;
 use otonix_sdk::convert;
@@ -99,19 +99,18 @@ struct Session {
     sent: HashSet<CommandId>,
 }
 
-/// Serves one session.
+/// Serves one session. What an idle one holds for days is small: its steps and its messages are boxed.
 pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Result<pb::Down, Status>> + Send {
-    stream! {
-        // Steps are boxed: an idle session holds only what it needs to wait.
+    let told = stream! {
         let (mut session, welcome) = match Box::pin(open(app, caller, &mut up)).await {
             Ok(opened) => opened,
             Err(last) => {
-                yield *last;
+                yield last;
                 return;
             }
         };
-        for message in welcome {
-            yield Ok(message);
+        for message in boxed(welcome) {
+            yield message;
         }
         loop {
             let out = match next(&session.opening.link, &mut up, session.tell_at).await {
@@ -122,17 +121,22 @@ pub fn run(app: Arc<App>, caller: Caller, mut up: Up) -> impl Stream<Item = Resu
             };
             match out {
                 Ok(messages) => {
-                    for message in messages {
-                        yield Ok(message);
+                    for message in boxed(messages) {
+                        yield message;
                     }
                 }
                 Err(last) => {
-                    yield *last;
+                    yield last;
                     return;
                 }
             }
         }
-    }
+    };
+    told.map(|message: Last| *message)
+}
+
+fn boxed(messages: Vec<pb::Down>) -> impl Iterator<Item = Last> {
+    messages.into_iter().map(|message| Box::new(Ok(message)))
 }
 
 enum Next {
@@ -165,7 +169,7 @@ async fn next(link: &Link, up: &mut Up, tell_at: Option<Instant>) -> Next {
 
 type Last = Box<Result<pb::Down, Status>>;
 
-async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Vec<pb::Down>), Last> {
+async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Box<Session>, Vec<pb::Down>), Last> {
     let last = |error: &Error| Box::new(farewell(error));
     let protocol = |detail: &str| Box::new(Ok(go_away("protocol_error", Duration::ZERO, detail)));
     let hello = match timeout(HELLO_TIME, up.message()).await {
@@ -214,7 +218,7 @@ async fn open(app: Arc<App>, caller: Caller, up: &mut Up) -> Result<(Session, Ve
     let epoch = hello.epoch;
     let seen = Position { acked_seq: done.acked_seq, acked_event: done.acked_event };
     let session = Session { opening, epoch, seen, slot, told, told_at: Instant::now(), tell_at: None, sent };
-    Ok((session, messages))
+    Ok((Box::new(session), messages))
 }
 
 type Out = Result<Vec<pb::Down>, Last>;

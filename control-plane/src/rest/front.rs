@@ -113,7 +113,10 @@ impl Front {
         }
         let answer = self.grpc.clone().oneshot(request.map(Body::new));
         match AssertUnwindSafe(answer).catch_unwind().await {
-            Ok(Ok(response)) => response,
+            Ok(Ok(mut response)) => {
+                crate::grpc::keep_out_of_table(response.headers_mut(), self.app.clock.now());
+                response
+            }
             Ok(Err(never)) => match never {},
             Err(_) => tonic::Status::internal("an internal error").into_http::<Body>(),
         }
