@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
+use otonix_sdk::chain::Usage;
 use otonix_sdk::error::ErrorCode;
 use otonix_sdk::money::MicroUsd;
 use serde_json::json as object;
@@ -82,10 +83,25 @@ pub async fn metrics(call: Call) -> Answered {
     for (name, counts) in &call.app.vendors.counts {
         text = format!("{}{text}", vendor_metrics(name, counts));
     }
+    if let Some(parts) = &call.app.payments {
+        text = format!("{}{text}", chain_metrics(parts.chain.rpc().usage()));
+    }
     let mut response = Response::new(Body::from(text));
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     Ok(response)
+}
+
+/// Counters of the chain's nodes, in the text form of Prometheus.
+fn chain_metrics(usage: Usage) -> String {
+    let (calls, seconds) = (usage.calls, usage.waited.as_secs_f64());
+    format!(
+        "# HELP otonix_chain_requests Calls to the chain's nodes.\n# TYPE otonix_chain_requests counter\n\
+         otonix_chain_requests_total {calls}\n\
+         # HELP otonix_chain_request_seconds Time of these calls together.\n\
+         # TYPE otonix_chain_request_seconds counter\n# UNIT otonix_chain_request_seconds seconds\n\
+         otonix_chain_request_seconds_total {seconds}\n"
+    )
 }
 
 /// Counters of one vendor, in the text form of Prometheus.

@@ -18,6 +18,7 @@ on_each_store!(
     an_order_that_has_ended_is_paid_no_more,
     who_asks_the_chain_for_nothing_is_slowed_down_and_nobody_else,
     a_crash_at_any_moment_charges_once_and_grants_once,
+    what_the_chain_takes_is_counted,
 );
 
 async fn both_versions_pay(store: Store) {
@@ -196,4 +197,23 @@ async fn a_crash_at_any_moment_charges_once_and_grants_once(store: Store) {
     let transfers = shop.chain.transfers(Some(&shop.customer.address), Some(&shop.treasury.address));
     assert_eq!(transfers.len(), 8);
     shop.audit();
+}
+
+async fn what_the_chain_takes_is_counted(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    let payment = shop.quote(&agent, "2").await.pay_v2(&shop.customer);
+    let counted = async || {
+        let answer = shop.server.as_operator("GET", "/metrics").await;
+        let of = |name: &str| -> f64 {
+            let line = answer.text().lines().find_map(|line| line.strip_prefix(name)).expect("it is told");
+            line.trim().parse().expect("a number")
+        };
+        (of("otonix_chain_requests_total "), of("otonix_chain_request_seconds_total "))
+    };
+    let (began, before) = (std::time::Instant::now(), counted().await);
+    shop.topup(&agent, "2").header("payment-signature", &payment).await.ok(201);
+    let (after, took) = (counted().await, began.elapsed().as_secs_f64());
+    assert!(after.0 >= before.0 + 3.0, "looked, sent, looked again: {before:?} {after:?}");
+    assert!(after.1 > before.1 && after.1 - before.1 < took * 4.0, "{before:?} {after:?} in {took}");
 }

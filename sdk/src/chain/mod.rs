@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use crate::wallet::EvmAddress;
 pub use answers::{Block, Log, Receipt, Transaction};
-pub use rpc::{At, Fees, LogFilter, Rpc};
+pub use rpc::{At, Fees, LogFilter, Rpc, Usage};
 
 /// Why the chain did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::http::{BadUrl, JsonPost, PostError};
+use super::http::{BadUrl, JsonPost, PostError, Posted};
 use super::{Block, CALL_TIMEOUT, ChainError, EvmAddress, Hash, Log, Receipt, Transaction, answers};
 
 /// Largest answer read.
@@ -78,6 +79,17 @@ pub struct Rpc {
     /// Which node answered last.
     good: Arc<AtomicUsize>,
     calls: Arc<AtomicU64>,
+    /// Microseconds.
+    waited: Arc<AtomicU64>,
+}
+
+/// What nodes were asked for so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Calls made.
+    pub calls: u64,
+    /// The time of all of them together, each from its sending to its answer.
+    pub waited: Duration,
 }
 
 impl Rpc {
@@ -99,12 +111,16 @@ impl Rpc {
         if nodes.is_empty() {
             return Err(BadUrl);
         }
-        Ok(Self { nodes: nodes.into(), good: Arc::default(), calls: Arc::default() })
+        let (good, calls, waited) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Self { nodes: nodes.into(), good, calls, waited })
     }
 
-    /// Calls made so far.
-    pub fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+    /// What was asked so far.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            calls: self.calls.load(Ordering::Relaxed),
+            waited: Duration::from_micros(self.waited.load(Ordering::Relaxed)),
+        }
     }
 
     /// One call, to the node that answered last, else to the others.
@@ -120,7 +136,11 @@ impl Rpc {
         for step in 0..self.nodes.len() {
             let at = (first + step) % self.nodes.len();
             let Some(node) = self.nodes.get(at) else { continue };
-            match ask(node, body.clone()).await {
+            let sent = Instant::now();
+            let posted = node.post(body.clone()).await;
+            let waited = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.waited.fetch_add(waited, Ordering::Relaxed);
+            match read(node, posted) {
                 Ok(answer) => {
                     self.good.store(at, Ordering::Relaxed);
                     return Ok(answer);
@@ -373,8 +393,8 @@ fn is_about_the_node(error: &ChainError) -> bool {
     }
 }
 
-async fn ask(node: &JsonPost, body: Vec<u8>) -> Result<Value, ChainError> {
-    let posted = node.post(body).await.map_err(|error| match error {
+fn read(node: &JsonPost, posted: Result<Posted, PostError>) -> Result<Value, ChainError> {
+    let posted = posted.map_err(|error| match error {
         PostError::NotSent => ChainError::Unreachable(format!("cannot connect to {}", node.host())),
         PostError::NoAnswer(why) => ChainError::Unreachable(format!("{}: {why}", node.host())),
         PostError::TooLong => ChainError::Garbage(TOO_LONG.to_owned()),
