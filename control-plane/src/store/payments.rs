@@ -7,7 +7,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::store::idempotency::Idem;
-use crate::store::receipts::hash;
+use crate::store::receipts::{self, Receipt, hash};
 use crate::store::settlements::{self, Settlement};
 use crate::store::writer::Tx;
 use crate::store::{Conn, StoreError, on};
@@ -159,14 +159,17 @@ macro_rules! select {
 }
 
 macro_rules! insert {
-    ($rest:literal) => {
+    ($before:literal, $after:literal) => {
         concat!(
             "INSERT INTO payments (id, chain, asset, from_address, nonce, x402_version, order_hash, order_id, binding, ",
             "resource, idem_scope, idem_fingerprint, goods, agent_id, price, amount, pay_to, valid_after, ",
             "valid_before, signature, by_contract, facilitator_body, from_block, created_at, status, private, ",
-            "subject) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, ",
-            "$19, $20, $21, $22, $23, $24, $25, $26, $27) ON CONFLICT DO NOTHING",
-            $rest
+            "subject) ",
+            $before,
+            "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, ",
+            "$19, $20, $21, $22, $23, $24, $25, $26, $27",
+            $after,
+            " ON CONFLICT DO NOTHING"
         )
     };
 }
@@ -211,26 +214,39 @@ macro_rules! bound {
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn claim(tx: &mut Tx, payment: &Payment) -> Result<bool, StoreError> {
-    const SQL: &str = insert!("");
+    const SQL: &str = insert!("VALUES (", ")");
     let done = on!(&mut tx.conn, |c| bound!(SQL, payment).execute(c).await?.rows_affected());
     Ok(done == 1)
 }
 
-/// The same, with what was signed to carry it out.
+/// The same, with what was signed to carry it out, as long as the lease is held and no account number was given out
+/// after `last`; `false` also when one was.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn claim_signed(tx: &mut Tx, payment: &Payment, signed: &Settlement) -> Result<bool, StoreError> {
-    // One way to the database instead of two: somebody waits.
+pub async fn claim_signed(
+    tx: &mut Tx,
+    payment: &Payment,
+    signed: &Settlement,
+    (lease, holder, epoch): (&str, Uuid, i64),
+    last: Option<i64>,
+) -> Result<bool, StoreError> {
+    // All in one statement: somebody waits.
     const PG: &str = concat!(
-        "WITH claimed AS (",
-        insert!(" RETURNING id"),
-        ") INSERT INTO settlements (chain, signer, account_nonce, attempt, payment_id, tx_hash, raw, max_fee, \
-        priority_fee, created_at) SELECT $2::bigint, $28::text, $29::bigint, $30::bigint, claimed.id, $31::bytea, $32::bytea, \
-        $33::bigint, $34::bigint, $35::timestamptz FROM claimed"
+        "WITH held AS (SELECT 1 FROM leases WHERE name = $36 AND holder = $37 AND epoch = $38 FOR SHARE), \
+        claimed AS (",
+        insert!(
+            "SELECT ",
+            " FROM held WHERE (SELECT MAX(account_nonce) FROM settlements WHERE chain = $2 AND signer = $28) \
+             IS NOT DISTINCT FROM $39"
+        ),
+        " RETURNING id) INSERT INTO settlements (chain, signer, account_nonce, attempt, payment_id, tx_hash, raw, \
+        max_fee, priority_fee, created_at) SELECT $2, $28, $29, $30, claimed.id, $31, $32, $33, $34, $35 FROM claimed"
     );
     let Conn::Postgres(c) = &mut tx.conn else {
-        let done = claim(tx, payment).await?;
+        let known =
+            settlements::last_nonce(tx, (lease, holder, epoch), payment.chain, &signed.signer).await?;
+        let done = known == Some(last) && claim(tx, payment).await?;
         if done {
             settlements::insert(tx, signed).await?;
         }
@@ -245,6 +261,10 @@ pub async fn claim_signed(tx: &mut Tx, payment: &Payment, signed: &Settlement) -
         .bind(signed.max_fee)
         .bind(signed.priority_fee)
         .bind(signed.created_at)
+        .bind(lease)
+        .bind(holder)
+        .bind(epoch)
+        .bind(last)
         .execute(c)
         .await?;
     Ok(done.rows_affected() == 1)
@@ -386,19 +406,43 @@ pub async fn rename_order(
     Ok(())
 }
 
-/// Ends a claim as carried out: `None` when it had ended so before, else the transaction that paid its order already,
-/// if any. One that failed may still be done: the chain has the last word.
+/// How a claim ended that was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// The transaction that paid the claim's order already, if any.
+    pub other: Option<[u8; 32]>,
+    /// Whether its transfer is taken for this use now, and was not used before.
+    pub taken: bool,
+}
+
+/// Ends a claim as carried out, and takes its transfer; `None` when it had ended so before, and then takes nothing. One
+/// that failed may still be done: the chain has the last word.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
-pub async fn done(tx: &mut Tx, id: Uuid) -> Result<Option<Option<[u8; 32]>>, StoreError> {
+pub async fn done(tx: &mut Tx, id: Uuid, transfer: &Receipt) -> Result<Option<Done>, StoreError> {
     const SQL: &str = "UPDATE payments SET status = 'done', failure = NULL, ended_at = $2, private = NULL \
         WHERE id = $1 AND status IN ('claimed', 'sent', 'failed') \
         RETURNING (SELECT o.tx_hash FROM orders o WHERE o.order_hash = payments.order_hash)";
+    // One way to the database instead of two: somebody waits.
+    const PG: &str = concat!(
+        "WITH done AS (UPDATE payments SET status = 'done', failure = NULL, ended_at = $14, private = NULL \
+        WHERE id = $15 AND status IN ('claimed', 'sent', 'failed') \
+        RETURNING (SELECT o.tx_hash FROM orders o WHERE o.order_hash = payments.order_hash) AS other), taken AS (",
+        receipts::insert_receipt!("SELECT ", " FROM done"),
+        " RETURNING 1) SELECT done.other, EXISTS (SELECT 1 FROM taken) FROM done"
+    );
     let at = tx.at;
+    let other = |bytes: Option<Vec<u8>>| bytes.map(|bytes| hash("orders", "tx_hash", bytes)).transpose();
+    if let Conn::Postgres(c) = &mut tx.conn {
+        let query = receipts::bound_receipt!(sqlx::query_as(PG), transfer, at).bind(id);
+        let row: Option<(Option<Vec<u8>>, bool)> = query.fetch_optional(c).await?;
+        return row.map(|(bytes, taken)| Ok(Done { other: other(bytes)?, taken })).transpose();
+    }
     let row: Option<(Option<Vec<u8>>,)> =
         on!(&mut tx.conn, |c| sqlx::query_as(SQL).bind(id).bind(at).fetch_optional(c).await?);
-    row.map(|(other,)| other.map(|bytes| hash("orders", "tx_hash", bytes)).transpose()).transpose()
+    let Some((bytes,)) = row else { return Ok(None) };
+    Ok(Some(Done { other: other(bytes)?, taken: receipts::insert(tx, transfer).await? }))
 }
 
 /// Ends a claim that came to nothing; `false` when it has ended before. It keeps what being done after all needs: the

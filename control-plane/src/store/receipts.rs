@@ -93,34 +93,51 @@ impl TryFrom<ReceiptRead> for Receipt {
     }
 }
 
+macro_rules! insert_receipt {
+    ($before:literal, $after:literal) => {
+        concat!(
+            "INSERT INTO receipts (chain, tx_hash, log_index, kind, status, block_number, block_hash, block_time, ",
+            "from_address, to_address, amount, agent_id, sale_id, created_at) ",
+            $before,
+            "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14",
+            $after,
+            " ON CONFLICT (chain, tx_hash, log_index) DO NOTHING"
+        )
+    };
+}
+pub(super) use insert_receipt;
+
+/// The values of [`insert_receipt!`], in its order.
+macro_rules! bound_receipt {
+    ($query:expr, $row:expr, $at:expr) => {
+        $query
+            .bind($row.chain)
+            .bind($row.tx_hash.to_vec())
+            .bind($row.log_index)
+            .bind(&$row.kind)
+            .bind(&$row.status)
+            .bind($row.block_number)
+            .bind($row.block_hash.to_vec())
+            .bind($row.block_time)
+            .bind(&$row.from)
+            .bind(&$row.to)
+            .bind($row.amount)
+            .bind($row.agent)
+            .bind($row.sale)
+            .bind($at)
+    };
+}
+pub(super) use bound_receipt;
+
 /// Takes a transfer for a use; `false` when it was used before.
 ///
 /// # Errors
 /// [`StoreError`] when the database refuses or is away.
 pub async fn insert(tx: &mut Tx, row: &Receipt) -> Result<bool, StoreError> {
-    const SQL: &str = "INSERT INTO receipts (chain, tx_hash, log_index, kind, status, block_number, block_hash, \
-        block_time, from_address, to_address, amount, agent_id, sale_id, created_at) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-        ON CONFLICT (chain, tx_hash, log_index) DO NOTHING";
+    const SQL: &str = insert_receipt!("VALUES (", ")");
     let at = tx.at;
-    let done = on!(&mut tx.conn, |c| sqlx::query(SQL)
-        .bind(row.chain)
-        .bind(row.tx_hash.to_vec())
-        .bind(row.log_index)
-        .bind(&row.kind)
-        .bind(&row.status)
-        .bind(row.block_number)
-        .bind(row.block_hash.to_vec())
-        .bind(row.block_time)
-        .bind(&row.from)
-        .bind(&row.to)
-        .bind(row.amount)
-        .bind(row.agent)
-        .bind(row.sale)
-        .bind(at)
-        .execute(c)
-        .await?
-        .rows_affected());
+    let done =
+        on!(&mut tx.conn, |c| bound_receipt!(sqlx::query(SQL), row, at).execute(c).await?.rows_affected());
     Ok(done == 1)
 }
 

@@ -221,14 +221,14 @@ impl Settling {
         let Some(pen) = Pen::new(&self.app, &self.parts, key, count, fees) else { return Ok(Vec::new()) };
         let done = self.app.writer.apply(Target::Shared, move |tx| {
             Box::pin(async move {
-                let Some(number) = pen.next_number(tx).await? else { return Ok(Vec::new()) };
+                let Some(last) = pen.last_number(tx).await? else { return Ok(Vec::new()) };
                 let mut open = Vec::with_capacity(claims.len());
                 for claim in claims.drain(..) {
                     if payments::mark_sent(tx, claim.id).await? {
                         open.push(claim);
                     }
                 }
-                let rows = pen.sign(tx, number, &open)?;
+                let rows = pen.sign(tx, pen.next_after(last), &open)?;
                 for row in &rows {
                     settlements::insert(tx, row).await?;
                 }

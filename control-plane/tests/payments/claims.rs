@@ -21,6 +21,7 @@ on_each_store!(
     no_claim_waits_for_ever_behind_others,
     no_transaction_waits_for_ever_behind_others,
     a_wrong_number_of_the_account_stops_nothing,
+    what_is_remembered_of_the_account_is_asked_about,
 );
 
 async fn a_claim_ends_by_no_clock_but_the_chains(store: Store) {
@@ -206,5 +207,43 @@ async fn a_wrong_number_of_the_account_stops_nothing(store: Store) {
     let second = shop.quote(&agent, "1").await.pay_v2(&shop.customer);
     until_true("so is the next", Duration::from_secs(60), async || call(&second).await.status == 201).await;
     assert_eq!((shop.till(), shop.credits(&agent).await.as_str()), (2_000_000, "2"));
+    shop.audit();
+}
+
+async fn what_is_remembered_of_the_account_is_asked_about(store: Store) {
+    let shop = Shop::open(store).await;
+    let agent = shop.server.agent("a").await;
+    let pay = async || {
+        let payment = shop.quote(&agent, "1").await.pay_v2(&shop.customer);
+        shop.topup(&agent, "1").header("payment-signature", payment).await.ok(201);
+    };
+    pay().await;
+    pay().await;
+    // The last number is another one than this server has given out: 3 is signed for nothing yet, and comes next.
+    assert_eq!(shop.server.sql("UPDATE settlements SET account_nonce = 2 WHERE account_nonce = 1").await, 1);
+    let paid = pay();
+    let forward = async {
+        // What has the number 3 waits for the number 2, which is not signed: the chain goes past it.
+        until_true("it is signed", Duration::from_secs(20), async || {
+            shop.server
+                .sql("UPDATE settlements SET priority_fee = priority_fee WHERE account_nonce = 3")
+                .await
+                == 1
+        })
+        .await;
+        shop.server.sql("UPDATE settlements SET account_nonce = 1 WHERE account_nonce = 2").await;
+    };
+    tokio::join!(paid, forward);
+    // The lease has changed hands and come back: nothing is given out under the old one.
+    assert_eq!(shop.server.sql("UPDATE leases SET epoch = epoch + 1 WHERE name = 'settler'").await, 1);
+    pay().await;
+    if store == Store::Postgres {
+        // The connections that write died unused.
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
+            AND state = 'idle' AND (query = 'COMMIT' OR query LIKE 'WITH held%')";
+        assert_ne!(shop.server.sql(end).await, 0);
+        pay().await;
+    }
+    assert_eq!(shop.server.sql("UPDATE settlements SET attempt = 0 WHERE attempt <> 0").await, 0);
     shop.audit();
 }

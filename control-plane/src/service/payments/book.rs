@@ -162,16 +162,36 @@ pub async fn sell_in(tx: &mut Tx, sold: &SoldFor, arrived: &Arrived) -> Result<S
             });
         }
     }
-    let sale = otonix_sdk::clock::new_id();
+    let row = row_for(sold, arrived);
+    let taken = receipts::insert(tx, &row).await?;
+    sell_for(tx, sold, arrived, &row, taken).await
+}
+
+/// The row of a transfer that pays for a new sale.
+pub fn row_for(sold: &SoldFor, arrived: &Arrived) -> Receipt {
     let agent = sold.goods.agent().map_or(Uuid::nil(), AgentId::uuid);
     let kind = if sold.scheme == "exact" { "exact" } else { "order" };
-    let row = arrived.row(kind, agent, sale);
+    arrived.row(kind, agent, otonix_sdk::clock::new_id())
+}
+
+/// The same for a transfer whose row was tried to be written; `taken` when it was.
+///
+/// # Errors
+/// As [`sell_in`].
+pub async fn sell_for(
+    tx: &mut Tx,
+    sold: &SoldFor,
+    arrived: &Arrived,
+    row: &Receipt,
+    taken: bool,
+) -> Result<Sold, Error> {
+    let (sale, agent) = (row.sale, row.agent);
     let mut from = ledger::TREASURY;
-    if !receipts::insert(tx, &row).await? {
+    if !taken {
         if let Some(known) = known(tx, sold, arrived).await? {
             return Ok(known);
         }
-        if !receipts::match_up(tx, &row).await? {
+        if !receipts::match_up(tx, row).await? {
             let used = receipts::of_transaction(&mut tx.conn, row.chain, row.tx_hash).await?;
             let used = used.iter().find(|other| other.log_index == row.log_index);
             if used.is_some_and(|other| other.kind == "unmatched") {

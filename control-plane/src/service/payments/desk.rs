@@ -35,6 +35,8 @@ pub struct Desk {
     lease: Mutex<Option<(i64, Instant)>>,
     /// The account's next number by the chain, and when that was.
     count: Mutex<Option<(u64, Instant)>>,
+    /// The last number that was given out, as far as is known, and the epoch it was given out in.
+    given: Mutex<Option<(i64, u64)>>,
 }
 
 impl Desk {
@@ -95,19 +97,39 @@ impl Pen {
         Ok(leases::is_held(tx, LEASE, self.replica, self.epoch).await?)
     }
 
-    /// The account's next number, to be given out in this transaction; `None` when another replica gives them out now.
+    /// The last number that was given out, as it is remembered; whoever relies on it asks the database whether it is.
+    pub fn remembered(&self) -> Option<i64> {
+        let given = *self.parts.desk.given.lock();
+        given.filter(|(epoch, _)| *epoch == self.epoch).and_then(|(_, number)| i64::try_from(number).ok())
+    }
+
+    /// A number was given out.
+    pub fn gave(&self, number: u64) {
+        *self.parts.desk.given.lock() = Some((self.epoch, number));
+    }
+
+    /// The last number that was given out, if any, which holds until this transaction ends; `None` when another replica
+    /// gives them out now.
     ///
     /// # Errors
     /// Store errors.
-    pub async fn next_number(&self, tx: &mut Tx) -> Result<Option<u64>, Error> {
-        let lease = (LEASE, self.replica, self.epoch);
+    pub async fn last_number(&self, tx: &mut Tx) -> Result<Option<Option<i64>>, Error> {
         let signer = signer_text(self.key.address());
-        let last = settlements::last_nonce(tx, lease, chain_column(&self.parts), &signer).await?;
-        Ok(last.map(|last| last.map_or(0, |last| block_of(last) + 1).max(self.count)))
+        Ok(settlements::last_nonce(tx, self.lease(), chain_column(&self.parts), &signer).await?)
     }
 
-    /// Signs the settlement of each claim, with the account's numbers from `first` on. They are to be stored in the
-    /// transaction in which the number was asked for.
+    /// The number to be given out after that.
+    pub fn next_after(&self, last: Option<i64>) -> u64 {
+        last.map_or(0, |last| block_of(last) + 1).max(self.count)
+    }
+
+    /// The lease that this is about: name, holder, epoch.
+    pub const fn lease(&self) -> (&'static str, Uuid, i64) {
+        (LEASE, self.replica, self.epoch)
+    }
+
+    /// Signs the settlement of each claim, with the account's numbers from `first` on. They are to be stored in a
+    /// transaction that knows that the one before was the last.
     ///
     /// # Errors
     /// Claims that cannot be read.

@@ -251,14 +251,15 @@ async fn grant_in(
         agents::lock_state(tx, agent.uuid()).await?;
     }
     // Whoever was faster has booked it.
-    let Some(other) = payments::done(tx, id).await? else { return Ok(None) };
-    if other.is_some_and(|other| other != arrived.tx_hash) {
+    let row = book::row_for(&sold, arrived);
+    let Some(done) = payments::done(tx, id, &row).await? else { return Ok(None) };
+    if done.other.is_some_and(|other| other != arrived.tx_hash) {
         // Somebody paid the same order otherwise. This payer has paid too, and gets what was paid for.
         sold.order_hash = order_id::hash_of(&spare);
         sold.order_id = spare;
         payments::rename_order(tx, id, &sold.order_id, sold.order_hash).await?;
     }
-    book::sell_in(tx, &sold, arrived).await.map(Some)
+    book::sell_for(tx, &sold, arrived, &row, done.taken).await.map(Some)
 }
 
 /// An order of the same content, in case the claim's own was paid by someone else.

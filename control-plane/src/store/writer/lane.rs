@@ -91,10 +91,13 @@ impl Lane {
         true
     }
 
-    /// A connection inside a new transaction. One that died unused since the last transaction is replaced: nothing was
-    /// asked of it yet, so nobody need hear of it.
-    async fn begin(&mut self) -> Result<Conn, StoreError> {
+    /// A connection, inside a new transaction unless statements are committed one by one. There, one that died unused
+    /// since the last transaction is replaced: nothing was asked of it yet, so nobody need hear of it.
+    async fn begin(&mut self, single: bool) -> Result<Conn, StoreError> {
         if let Some(mut conn) = self.conn.take() {
+            if single {
+                return Ok(conn);
+            }
             match conn.begin().await {
                 Ok(()) => return Ok(conn),
                 Err(StoreError::Unavailable(_)) => {}
@@ -109,7 +112,9 @@ impl Lane {
             }
             Err(_) => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
         };
-        conn.begin().await?;
+        if !single {
+            conn.begin().await?;
+        }
         Ok(conn)
     }
 
@@ -228,7 +233,8 @@ impl Lane {
         jobs: &mut [Queued],
         repeats: bool,
     ) -> Result<(Tx, usize), StoreError> {
-        let conn = match tokio::time::timeout(GROUP_TIMEOUT, self.begin()).await {
+        let single = self.db.is_postgres() && batch.is_empty() && matches!(jobs, [(Target::Single, _)]);
+        let conn = match tokio::time::timeout(GROUP_TIMEOUT, self.begin(single)).await {
             Ok(begun) => begun?,
             Err(_) => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
         };
@@ -244,7 +250,7 @@ impl Lane {
             counts: Counts::default(),
         };
         let peers = self.hook.has_peers();
-        let work = transaction(&mut tx, batch, jobs, peers);
+        let work = transaction(&mut tx, batch, jobs, single, peers);
         match tokio::time::timeout(GROUP_TIMEOUT, work).await {
             Ok(Ok(ran)) => Ok((tx, ran)),
             Ok(Err(error)) => {
@@ -263,6 +269,7 @@ async fn transaction(
     tx: &mut Tx,
     batch: &mut [BatchItem],
     jobs: &mut [Queued],
+    single: bool,
     peers: bool,
 ) -> Result<usize, StoreError> {
     let until = Instant::now() + GROUP_TIME;
@@ -295,7 +302,9 @@ async fn transaction(
                 tx.notices.truncate(notices);
                 tx.counts = counts;
                 if alone {
-                    tx.conn.run_raw("ROLLBACK").await?;
+                    if !single {
+                        tx.conn.run_raw("ROLLBACK").await?;
+                    }
                     return Ok(ran);
                 }
                 // The savepoint stays and serves the next job.
@@ -309,7 +318,9 @@ async fn transaction(
         crate::store::replicas::notify(tx).await?;
     }
     counters::add(tx).await?;
-    tx.conn.run_raw("COMMIT").await?;
+    if !single {
+        tx.conn.run_raw("COMMIT").await?;
+    }
     Ok(ran)
 }
 
@@ -319,7 +330,7 @@ async fn transaction(
 fn known_agents(batch: &[BatchItem], jobs: &[Queued]) -> Vec<Uuid> {
     let of_jobs = jobs.iter().filter_map(|(target, _)| match target {
         Target::Agent(id) => Some(*id),
-        Target::Shared | Target::Alone => None,
+        Target::Shared | Target::Single | Target::Alone => None,
     });
     let ids: BTreeSet<Uuid> = batch.iter().map(BatchItem::agent).chain(of_jobs).collect();
     ids.into_iter().filter(|id| !id.is_nil()).collect()

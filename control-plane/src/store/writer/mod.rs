@@ -111,6 +111,9 @@ pub enum Target {
     Agent(Uuid),
     /// Rows that no other group holds while it waits; all of these take the same lane.
     Shared,
+    /// The same, and each of the job's statements is right by itself whatever became of those before: on PostgreSQL,
+    /// alone in its group, they are committed one by one, which saves two ways to the database.
+    Single,
     /// Agents that are known only on the way, or many of them: on PostgreSQL it gets a transaction of its own, so that
     /// it never holds another group's agents while it waits for more.
     Alone,
@@ -178,7 +181,7 @@ impl Writer {
     fn lane_of(&self, target: Target) -> &mpsc::Sender<Item> {
         match (target, self.jobs.len()) {
             (Target::Agent(id), 2..) => &self.jobs[1 + spread(id) % (self.jobs.len() - 1)],
-            (Target::Agent(_) | Target::Shared | Target::Alone, _) => &self.jobs[0],
+            (Target::Agent(_) | Target::Shared | Target::Single | Target::Alone, _) => &self.jobs[0],
         }
     }
 

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::service::payments::book::signed;
 use crate::service::payments::desk::Pen;
 use crate::service::payments::{Asked, Paid, Payments, Sale, Stop, order_id, outcome, used_elsewhere};
+use crate::store::StoreError;
 use crate::store::payments::{self, Payment};
 use crate::store::purchases;
 use crate::store::settlements::Settlement;
@@ -41,35 +42,60 @@ pub(super) async fn claim_and_sign(
     claim: &Payment,
 ) -> Result<Option<Option<Settlement>>, Error> {
     let pen = if claim.status == "claimed" { Pen::at_hand(app, parts) } else { None };
-    let mut claim = claim.clone();
-    app.writer
-        .apply(Target::Shared, move |tx| {
-            Box::pin(async move {
-                let mut settlement = None;
-                if let Some(pen) = pen
-                    && let Some(number) = pen.next_number(tx).await?
-                {
-                    "sent".clone_into(&mut claim.status);
-                    settlement = pen.sign(tx, number, std::slice::from_ref(&claim))?.pop();
-                }
-                Ok(claim_in(tx, &claim, settlement.as_ref()).await?.then_some(settlement))
-            })
-        })
-        .await
+    let claim_by = |target| {
+        let (pen, claim) = (pen.clone(), claim.clone());
+        app.writer.apply(target, move |tx| Box::pin(async move { claim_in(tx, claim, pen.as_ref()).await }))
+    };
+    match claim_by(Target::Single).await {
+        // Perhaps only the connection had died unused. If not, the claim is found where this one would be.
+        Err(Error::Store(StoreError::Unavailable(_))) => claim_by(Target::Shared).await,
+        done => done,
+    }
 }
 
 /// Takes a payment, unless what it is for is being bought already: nobody is charged for what only one can have.
-async fn claim_in(tx: &mut Tx, claim: &Payment, settlement: Option<&Settlement>) -> Result<bool, Error> {
+async fn claim_in(
+    tx: &mut Tx,
+    claim: Payment,
+    pen: Option<&Pen>,
+) -> Result<Option<Option<Settlement>>, Error> {
     let name = claim.subject.as_deref().and_then(|subject| subject.strip_prefix("domain "));
     if let Some(name) = name
         && purchases::is_domain_live(&mut tx.conn, name).await?
     {
-        return Ok(false);
+        return Ok(None);
     }
-    Ok(match settlement {
-        Some(settlement) => payments::claim_signed(tx, claim, settlement).await?,
-        None => payments::claim(tx, claim).await?,
-    })
+    if let Some(pen) = pen {
+        let signed = Payment { status: "sent".to_owned(), ..claim.clone() };
+        if let Some(last) = pen.remembered()
+            && let Some(done) = claim_after(tx, &signed, pen, Some(last)).await?
+        {
+            return Ok(Some(Some(done)));
+        }
+        // Somebody else has given a number out, or the claim was there before.
+        if let Some(last) = pen.last_number(tx).await?
+            && let Some(done) = claim_after(tx, &signed, pen, last).await?
+        {
+            return Ok(Some(Some(done)));
+        }
+    }
+    Ok(payments::claim(tx, &claim).await?.then_some(None))
+}
+
+/// Takes it with the account's number after the last one; `None` when it was taken before, or that was not the last.
+async fn claim_after(
+    tx: &mut Tx,
+    claim: &Payment,
+    pen: &Pen,
+    last: Option<i64>,
+) -> Result<Option<Settlement>, Error> {
+    let number = pen.next_after(last);
+    let Some(row) = pen.sign(tx, number, std::slice::from_ref(claim))?.pop() else { return Ok(None) };
+    if !payments::claim_signed(tx, claim, &row, pen.lease(), last).await? {
+        return Ok(None);
+    }
+    pen.gave(number);
+    Ok(Some(row))
 }
 
 pub(super) fn new_claim(
