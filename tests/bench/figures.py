@@ -210,17 +210,23 @@ def start(bench):
 
 
 def money(bench):
-    """What payments cost, beside a local chain that mines at once; see tests/interop/bench.mjs."""
+    """What payments cost, beside a local chain that mines at once; see tests/interop/bench.mjs and own.mjs."""
     here = pathlib.Path(__file__).resolve().parent.parent / "interop"
     subprocess.run([here / "setup"], check=True)
-    bench.postgres.sql("CREATE DATABASE money")
     quick = ["--count", "200"] if bench.options.quick else []
-    command = ["node", here / "bench.mjs", "--seconds", str(bench.options.seconds), "--database",
-               bench.postgres.url.rsplit("/", 1)[0] + "/money", *quick]
-    done = subprocess.run(command, env=os.environ | {"OTONIX_BIN_DIR": str(bench.programs)}, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit("tests/interop/bench.mjs failed")
-    told = json.loads(done.stdout.splitlines()[-1])
+
+    def run(script, *flags):
+        name = script.partition(".")[0]
+        bench.postgres.sql(f"CREATE DATABASE {name}")
+        database = bench.postgres.url.rsplit("/", 1)[0] + f"/{name}"
+        command = ["node", here / script, "--database", database, *flags, *quick]
+        env = os.environ | {"OTONIX_BIN_DIR": str(bench.programs)}
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"tests/interop/{script} failed")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    told = run("own.mjs") | run("bench.mjs", "--seconds", str(bench.options.seconds))
     beside = told["official_paid_per_s"]
     beside = f" (official Express merchant: {beside:,.0f}/s)" if beside else ""
     millis = "{:.2f} ms".format

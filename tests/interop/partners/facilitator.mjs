@@ -32,7 +32,9 @@ export async function listen(handler) {
     const spans = []
     const server = createServer((request, response) => {
         const began = performance.now()
-        response.on('close', () => spans.push([began, performance.now()]))
+        let over = false
+        const end = () => { if (!over) spans.push([began, performance.now()]); over = true }
+        response.on('finish', end).on('close', end)
         handler(request, response)
     })
     await new Promise(resolve => server.listen(0, '127.0.0.1', resolve))
