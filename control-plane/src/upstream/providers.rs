@@ -276,7 +276,7 @@ pub struct Sellers {
 }
 
 /// What a seller is asked for. Each has a share of the pace that nothing else can use up: however many ask for prices
-/// and never pay, what was paid is bought.
+/// and never pay, what was taken is bought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// A price, for somebody who may never pay it.

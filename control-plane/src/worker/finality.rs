@@ -70,12 +70,17 @@ impl Finality {
             let number = block_of(seen.number);
             let hash = match known.get(&number) {
                 Some(hash) => *hash,
-                None => {
-                    let block = parts.chain.rpc().block(At::Number(number)).await;
-                    let hash = block.map_err(|error| away(error.into()))?.map(|block| block.hash);
-                    known.insert(number, hash);
-                    hash
-                }
+                None => match parts.chain.rpc().block(At::Number(number)).await {
+                    Ok(block) => {
+                        let hash = block.map(|block| block.hash);
+                        known.insert(number, hash);
+                        hash
+                    }
+                    Err(error) => {
+                        outcome = outcome.and(Err(away(error.into())));
+                        break;
+                    }
+                },
             };
             if hash == Some(Hash(seen.hash)) && !seen.troubled {
                 if number <= finalized {
@@ -83,9 +88,13 @@ impl Finality {
                 }
                 continue;
             }
-            // One block that cannot be looked at keeps no other from its end.
-            if outcome.is_ok() {
-                outcome = look_closely(app, parts, held, seen).await;
+            // One block that cannot be looked at keeps no other from its end; a chain that is away is left alone.
+            if let Err(error) = look_closely(app, parts, held, seen).await {
+                let is_away = matches!(error, Error::Busy { .. });
+                outcome = outcome.and(Err(error));
+                if is_away {
+                    break;
+                }
             }
         }
         for blocks in closed.chunks(CLOSED_AT_ONCE) {

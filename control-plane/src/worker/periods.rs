@@ -46,10 +46,12 @@ pub(super) async fn extend(
     let tries: &[Option<u32>] = if hourly { &HOURS.map(Some) } else { &[None] };
     for periods in tries {
         let quoted = match sold.get_or_init(|| pricing::sold_now(app, Purpose::Purchase)).await {
-            Ok(sold) => offers::quote_period(app, sold, &sandbox, &at, *periods).await.map_err(|why| {
-                let is_final = matches!(why, Error::Invalid { .. });
-                (is_final, why.to_string())
-            }),
+            Ok(sold) => offers::quote_period(app, Purpose::Purchase, sold, &sandbox, &at, *periods)
+                .await
+                .map_err(|why| {
+                    let is_final = matches!(why, Error::Invalid { .. });
+                    (is_final, why.to_string())
+                }),
             Err(why) => Err((false, why.to_string())),
         };
         let (item, price) = match quoted {

@@ -83,12 +83,25 @@ pub struct Rpc {
     waited: Arc<AtomicU64>,
 }
 
+/// A wait for a node; it counts also when it is given up.
+struct Waiting<'a> {
+    since: Instant,
+    total: &'a AtomicU64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waited = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.total.fetch_add(waited, Ordering::Relaxed);
+    }
+}
+
 /// What nodes were asked for so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Calls made.
     pub calls: u64,
-    /// The time of all of them together, each from its sending to its answer.
+    /// The time of all of them together, each from its sending to its answer, or until it was given up.
     pub waited: Duration,
 }
 
@@ -136,10 +149,9 @@ impl Rpc {
         for step in 0..self.nodes.len() {
             let at = (first + step) % self.nodes.len();
             let Some(node) = self.nodes.get(at) else { continue };
-            let sent = Instant::now();
+            let waiting = Waiting { since: Instant::now(), total: &self.waited };
             let posted = node.post(body.clone()).await;
-            let waited = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.waited.fetch_add(waited, Ordering::Relaxed);
+            drop(waiting);
             match read(node, posted) {
                 Ok(answer) => {
                     self.good.store(at, Ordering::Relaxed);

@@ -167,12 +167,18 @@ test('killed at each step of the compaction of its journal', { timeout: minutes(
         assert.ok(points.some(point => point.text === needed), `${needed} is one of ${points.map(point => point.text)}`)
     for (const point of points) {
         const what = `${point.number} ${point.text}`
-        at.clear()
-        const buyer = await running()
-        at.arm(point.number)
-        await ask(buyer).catch(() => null)
-        await Promise.race([buyer.process.ended, new Promise(resolve => setTimeout(resolve, 5_000))])
-        assert.ok(buyer.process.over(), `it was killed: ${what}`)
+        let buyer, killed
+        // How much is flushed together varies: some runs have a step less, and are made again.
+        for (let turn = 0; turn < 3 && !killed; turn += 1) {
+            at.clear()
+            buyer = await running()
+            at.arm(point.number)
+            await ask(buyer).catch(() => null)
+            await Promise.race([buyer.process.ended, new Promise(resolve => setTimeout(resolve, 5_000))])
+            killed = buyer.process.over()
+            if (!killed) await buyer.stop()
+        }
+        assert.ok(killed, `it was killed: ${what}`)
         at.disarm()
         await buyer.run()
         const answer = await until(`bought after ${what}`, 60_000, async () => {

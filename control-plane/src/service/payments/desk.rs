@@ -108,7 +108,7 @@ impl Pen {
         *self.parts.desk.given.lock() = Some((self.epoch, number));
     }
 
-    /// The last number that was given out, if any, which holds until this transaction ends; `None` when another replica
+    /// The last number that was given out, if any; a transaction keeps it so until its end. `None` when another replica
     /// gives them out now.
     ///
     /// # Errors

@@ -274,6 +274,7 @@ pub async fn server(app: &App, caller: &Caller, project: u64, body: ProvisionSer
 /// 400, 503.
 pub async fn quote_period(
     app: &App,
+    purpose: Purpose,
     sold: &[Plan],
     sandbox: &otonix_sdk::api::records::Sandbox,
     at: &sandboxes::AtVendor,
@@ -282,7 +283,7 @@ pub async fn quote_period(
     let cycle = cycle_of(&at.cycle)?;
     let periods = periods_of(cycle, periods)?;
     let plan = Slug::of_field("plan", &at.plan)?;
-    let quote = pricing::period(app, Purpose::Quote, sold, &plan, cycle, periods).await?;
+    let quote = pricing::period(app, purpose, sold, &plan, cycle, periods).await?;
     let item = Item::Period(PeriodItem {
         sandbox: sandbox.id,
         vendor_id: at.vendor_id.clone(),
@@ -318,7 +319,7 @@ pub async fn period(app: &App, caller: &Caller, server: u64, body: ExtendServer)
         return Err(Error::not_found("server", server));
     }
     let sold = pricing::sold_now(app, Purpose::Quote).await?;
-    let (item, price) = quote_period(app, &sold, &sandbox, &at, body.periods).await?;
+    let (item, price) = quote_period(app, Purpose::Quote, &sold, &sandbox, &at, body.periods).await?;
     let agent = beneficiary(app, caller, sandbox.agent_id).await?;
     Ok(sale(item, &Private::default(), price, agent.as_ref(), owner))
 }

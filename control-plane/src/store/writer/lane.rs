@@ -91,8 +91,8 @@ impl Lane {
         true
     }
 
-    /// A connection, inside a new transaction unless statements are committed one by one. There, one that died unused
-    /// since the last transaction is replaced: nothing was asked of it yet, so nobody need hear of it.
+    /// A connection, inside a new transaction unless statements are committed one by one. For a transaction one that died
+    /// unused since the last is replaced: nothing was asked of it yet, so nobody need hear of it.
     async fn begin(&mut self, single: bool) -> Result<Conn, StoreError> {
         if let Some(mut conn) = self.conn.take() {
             if single {
@@ -255,7 +255,8 @@ impl Lane {
             Ok(Ok(ran)) => Ok((tx, ran)),
             Ok(Err(error)) => {
                 // The connection serves again only when it is certainly out of the transaction.
-                if !matches!(error, StoreError::Unavailable(_)) && tx.conn.run_raw("ROLLBACK").await.is_ok() {
+                let again = !matches!(error, StoreError::Unavailable(_));
+                if again && (single || tx.conn.run_raw("ROLLBACK").await.is_ok()) {
                     self.conn = Some(tx.conn);
                 }
                 Err(error)

@@ -47,8 +47,11 @@ pub(super) async fn claim_and_sign(
         app.writer.apply(target, move |tx| Box::pin(async move { claim_in(tx, claim, pen.as_ref()).await }))
     };
     match claim_by(Target::Single).await {
-        // Perhaps only the connection had died unused. If not, the claim is found where this one would be.
-        Err(Error::Store(StoreError::Unavailable(_))) => claim_by(Target::Shared).await,
+        // Perhaps only the connection had died unused. If not, the claim is found where this one would be; and it may be
+        // there whatever the second attempt comes to.
+        Err(first @ Error::Store(StoreError::Unavailable(_))) => {
+            claim_by(Target::Shared).await.map_err(|_| first)
+        }
         done => done,
     }
 }
