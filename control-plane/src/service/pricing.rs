@@ -86,8 +86,10 @@ fn not_configured() -> Error {
     }
 }
 
-fn not_for_sale(name: &DomainName) -> Error {
-    Error::conflict(ErrorCode::DomainNotAvailable, format!("{name} cannot be registered"))
+/// A price that is there, as the registrar tells it and in USDC.
+fn told(price: Option<Decimal>, name: &DomainName, what: &str) -> Result<(Decimal, MicroUsd), Error> {
+    let both = price.and_then(|price| Some((price, price.to_micro_usd()?)));
+    both.ok_or_else(|| Error::conflict(ErrorCode::DomainNotAvailable, format!("{name} cannot be {what}")))
 }
 
 /// What a domain costs for a number of years.
@@ -102,8 +104,7 @@ pub async fn domain(
 ) -> Result<DomainQuote, Error> {
     let registrar = app.vendors.domains_for(purpose).ok_or_else(not_configured)?;
     let price = registrar.price(name, years).await.map_err(vendor_error)?;
-    let expected = price.purchase.ok_or_else(|| not_for_sale(name))?;
-    let in_usdc = expected.to_micro_usd().ok_or_else(|| not_for_sale(name))?;
+    let (expected, in_usdc) = told(price.purchase, name, "registered")?;
     let renewal = match (years, price.renewal) {
         (1, renewal) => renewal,
         (_, _) => registrar.price(name, 1).await.map_err(vendor_error)?.renewal,
@@ -111,20 +112,14 @@ pub async fn domain(
     Ok(DomainQuote { price: in_usdc, expected, renewal: renewal.and_then(Decimal::to_micro_usd) })
 }
 
-/// What more years for a domain cost.
+/// What more years for a domain cost; only who renews it asks.
 ///
 /// # Errors
 /// 409 when it cannot be renewed, 503 when the registrar cannot be asked.
-pub async fn renewal(
-    app: &App,
-    purpose: Purpose,
-    name: &DomainName,
-    years: u32,
-) -> Result<DomainQuote, Error> {
-    let registrar = app.vendors.domains_for(purpose).ok_or_else(not_configured)?;
+pub async fn renewal(app: &App, name: &DomainName, years: u32) -> Result<DomainQuote, Error> {
+    let registrar = app.vendors.domains_for(Purpose::Purchase).ok_or_else(not_configured)?;
     let price = registrar.price(name, years).await.map_err(vendor_error)?;
-    let expected = price.renewal.ok_or_else(|| not_for_sale(name))?;
-    let in_usdc = expected.to_micro_usd().ok_or_else(|| not_for_sale(name))?;
+    let (expected, in_usdc) = told(price.renewal, name, "renewed")?;
     Ok(DomainQuote { price: in_usdc, expected, renewal: Some(in_usdc) })
 }
 

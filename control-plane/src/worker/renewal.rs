@@ -21,7 +21,7 @@ use crate::store::keeping::{self, Holding};
 use crate::store::purchases::{self, Purchase};
 use crate::store::writer::{Target, Tx};
 use crate::store::{agents, warnings};
-use crate::upstream::providers::{DomainName, Purpose, Registrar};
+use crate::upstream::providers::{DomainName, Registrar};
 use crate::worker::{Held, hold, lifetime};
 
 const LEASE: &str = "renewal";
@@ -90,7 +90,7 @@ async fn keep(app: &App, held: Held, registrar: &dyn Registrar, holding: &Holdin
     let Some(agent) = holding.agent_id else {
         return refuse(app, held, holding, "no agent is linked to it").await;
     };
-    let price = match pricing::renewal(app, Purpose::Purchase, &name, 1).await {
+    let price = match pricing::renewal(app, &name, 1).await {
         Ok(quote) => quote.price,
         Err(error @ (Error::Conflict { .. } | Error::Invalid { .. })) => {
             return refuse(app, held, holding, &error.to_string()).await;

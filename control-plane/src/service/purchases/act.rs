@@ -211,9 +211,7 @@ async fn renewal(app: &App, item: &RenewalItem, price: MicroUsd) -> Result<Renew
         let detail = format!("{name} was renewed otherwise, until {expires_at}");
         return Err(Report::refused(ErrorCode::Conflict, detail));
     }
-    let quote = pricing::renewal(app, Purpose::Purchase, &name, item.years)
-        .await
-        .map_err(|error| expected(&error))?;
+    let quote = pricing::renewal(app, &name, item.years).await.map_err(|error| expected(&error))?;
     at_most(quote.price, price)?;
     Ok(RenewDomain { domain: name, years: item.years, expected: quote.expected })
 }

@@ -156,6 +156,11 @@ impl Lane {
         }
     }
 
+    /// Whether this is one job whose statements are committed one by one.
+    fn is_single(&self, batch: &[BatchItem], jobs: &[Queued]) -> bool {
+        self.db.is_postgres() && batch.is_empty() && matches!(jobs, [(Target::Single, _)])
+    }
+
     async fn failed(&mut self, error: StoreError, batch: Vec<BatchItem>, jobs: Vec<Queued>) {
         if matches!(error, StoreError::LostRace) {
             for item in batch {
@@ -167,7 +172,10 @@ impl Lane {
             return;
         }
         if let StoreError::Unavailable(source) = &error {
-            self.told(false);
+            // A connection that died unused is no outage; whoever asks again finds out.
+            if !self.is_single(&batch, &jobs) {
+                self.told(false);
+            }
             tracing::warn!(error = %source, items = batch.len() + jobs.len(), "a transaction failed");
             for item in batch {
                 item.finish(Some(error.again()));
@@ -233,7 +241,7 @@ impl Lane {
         jobs: &mut [Queued],
         repeats: bool,
     ) -> Result<(Tx, usize), StoreError> {
-        let single = self.db.is_postgres() && batch.is_empty() && matches!(jobs, [(Target::Single, _)]);
+        let single = self.is_single(batch, jobs);
         let conn = match tokio::time::timeout(GROUP_TIMEOUT, self.begin(single)).await {
             Ok(begun) => begun?,
             Err(_) => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),

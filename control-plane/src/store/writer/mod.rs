@@ -113,7 +113,7 @@ pub enum Target {
     Shared,
     /// The same, and each of the job's statements is right by itself whatever became of those before: on PostgreSQL,
     /// alone in its group, they are committed one by one, which saves two ways to the database. Such a job tells nothing
-    /// and counts nothing, and a connection that died unused is an outage to it.
+    /// and counts nothing, and asks again when it finds a connection that died unused.
     Single,
     /// Agents that are known only on the way, or many of them: on PostgreSQL it gets a transaction of its own, so that
     /// it never holds another group's agents while it waits for more.
